@@ -1,0 +1,248 @@
+"""Starts Live Papers: reads the options, builds one tab a demo, launches. `python app.py --help`."""
+
+import argparse
+import atexit
+import os
+import re
+import shutil
+import signal
+import sys
+import tempfile
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from demos.registry import DEMOS, AppOptions, Demo, Tier
+
+if TYPE_CHECKING:
+    import gradio as gr
+
+    from models.runtime import Runtime
+
+# Read by Gradio when it is imported, which is why Gradio is imported in functions below.
+os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+
+MAX_UPLOAD = "200mb"
+
+
+def main() -> None:
+    options = parse_options()
+    _prepare_process(options)
+    demo = build_app(options)
+    try:
+        demo.launch(**launch_arguments(options), prevent_thread_lock=True)
+    except OSError as error:
+        sys.exit(
+            f"Port {options.port} on {options.host} cannot be used ({error}). Choose another with --port."
+        )
+    print(f"Live Papers: {_address(options)}", flush=True)
+    if options.share and options.auth is None:
+        print(
+            "Anyone who has the public link can use it. Ask for a password with --auth USER:PASS.", flush=True
+        )
+    demo.block_thread()
+
+
+def build_app(
+    options: AppOptions, runtime: "Runtime | None" = None, demos: Sequence[Demo] = DEMOS
+) -> "gr.Blocks":
+    """The app as Blocks, not launched. Imports no model; `runtime` defaults to a new one from the options."""
+    import gradio as gr
+
+    from models.runtime import configure
+
+    runtime = runtime or configure(memory_limit_bytes=options.memory_limit, device=options.device)
+    chosen = {demo.slug: demo for demo in demos}
+    with gr.Blocks(
+        title="Live Papers", analytics_enabled=False, fill_width=True, delete_cache=(60, 600)
+    ) as app:
+        with gr.Tabs(selected=options.demos[0], elem_id="demos") as tabs:
+            for slug in options.demos:
+                with gr.Tab(chosen[slug].title, id=slug, elem_id=f"{slug}-tab") as tab:
+                    chosen[slug].load_build()(options, runtime)
+                # ?tab=<slug> is the address of a tab: a click writes it, opening the page reads it.
+                tab.select(None, js=_REMEMBER_TAB.replace("SLUG", slug))
+        app.load(
+            _tab_of_address(options.demos),
+            None,
+            tabs,
+            api_name="open_tab",
+            queue=False,
+            show_progress="hidden",
+        )
+    return app.queue(max_size=64, default_concurrency_limit=1)
+
+
+def launch_arguments(options: AppOptions) -> dict[str, Any]:
+    """Arguments for `Blocks.launch`; nothing on the disk is public but what Gradio itself serves."""
+    from demos import theme
+
+    return {
+        "server_name": options.host,
+        "server_port": options.port,
+        "share": options.share,
+        "auth": options.auth,
+        "max_file_size": MAX_UPLOAD,
+        "allowed_paths": [],
+        "enable_monitoring": False,
+        "run_history": False,
+        "footer_links": [] if options.present else ["api", "settings"],
+        "ssr_mode": False,
+        "show_error": False,
+        "quiet": True,
+        "theme": theme.theme(),
+        "css": theme.css(options.present),
+    }
+
+
+def parse_options(arguments: Sequence[str] | None = None) -> AppOptions:
+    """Options from the command line, else from the environment, else their defaults. Exits on bad values."""
+    slugs = ",".join(demo.slug for demo in DEMOS)
+    on_spaces = "SPACE_ID" in os.environ
+    parser = argparse.ArgumentParser(
+        prog="app.py",
+        description="Live Papers: papers you can try, in one Gradio app.",
+        epilog="Every option can also be set by the environment variable named with it.",
+    )
+
+    def option(name: str, default: str, convert: Any, help: str, **more: Any) -> None:
+        variable = "LIVE_PAPERS_" + name.upper().replace("-", "_")
+        # argparse passes a default that is text through `type`, so both ways get the same checks.
+        parser.add_argument(
+            f"--{name}",
+            type=convert,
+            default=os.environ.get(variable) or default,
+            help=f"{help} [{variable}]",
+            **more,
+        )
+
+    switch = {"nargs": "?", "const": True, "metavar": "yes|no"}
+    option("demos", slugs, _demos, f"demos to show, in this order, of: {slugs}", metavar="A,B")
+    option("host", "0.0.0.0" if on_spaces else "127.0.0.1", str, "address to listen on; 0.0.0.0 for all")
+    option("port", "7860", _port, "port to listen on")
+    option("share", "no", _switch, "make a public link through Gradio's tunnel", **switch)
+    option("auth", "", _auth, "ask for this name and password", metavar="USER:PASS")
+    option(
+        "tier", "embedded", _tier, "embedded: weights that come with the app; official: the published ones"
+    )
+    option("weights-dir", "", _folder, "folder with weights that you brought", metavar="FOLDER")
+    option("device", "auto", _device, "auto, cpu, cuda, cuda:N or mps")
+    option("memory-limit", "", _bytes, "memory for all models together, such as 8GB (default: 80 %% of it)")
+    option("present", "no", _switch, "for a projector: large type, full width, no footer", **switch)
+    return AppOptions(**vars(parser.parse_args(arguments)))
+
+
+def _prepare_process(options: AppOptions) -> None:
+    """Settings that libraries read when they are imported, and a private folder for uploads and results."""
+    if options.tier == "embedded":
+        os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    if not os.environ.get("GRADIO_TEMP_DIR"):
+        folder = tempfile.mkdtemp(prefix="live-papers-")  # mode 0700
+        os.environ["GRADIO_TEMP_DIR"] = folder
+        atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    signal.signal(signal.SIGTERM, _exit)  # or `kill` would skip the line above
+
+
+def _exit(*_: object) -> NoReturn:
+    sys.exit(0)
+
+
+def _address(options: AppOptions) -> str:
+    host = "127.0.0.1" if options.host in ("0.0.0.0", "::") else options.host
+    return f"http://{f'[{host}]' if ':' in host else host}:{options.port}"
+
+
+def _tab_of_address(slugs: Sequence[str]) -> Any:
+    import gradio as gr
+
+    def open_tab(request: gr.Request) -> Any:
+        wanted = dict(request.query_params).get("tab")
+        return gr.Tabs(selected=wanted) if wanted in slugs else gr.skip()
+
+    return open_tab
+
+
+_REMEMBER_TAB = """() => {
+  const address = new URL(window.location);
+  address.searchParams.set("tab", "SLUG");
+  window.history.replaceState(null, "", address);
+}"""
+
+
+# Each of these checks the text of one option; argparse shows the message and exits.
+
+
+def _demos(text: str) -> tuple[str, ...]:
+    known = [demo.slug for demo in DEMOS]
+    names = tuple(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
+    unknown = [name for name in names if name not in known]
+    if unknown or not names:
+        _refuse(f"unknown demo {', '.join(map(repr, unknown)) or repr(text)}; known: {', '.join(known)}")
+    return names
+
+
+def _port(text: str) -> int:
+    if not text.isdecimal() or not 1 <= int(text) <= 65535:
+        _refuse(f"{text!r} is not a port; give a number from 1 to 65535, such as 7860")
+    return int(text)
+
+
+def _switch(text: str) -> bool:
+    values = {
+        "1": True,
+        "yes": True,
+        "true": True,
+        "on": True,
+        "0": False,
+        "no": False,
+        "false": False,
+        "off": False,
+    }
+    if text.strip().lower() not in values:
+        _refuse(f"{text!r} is neither yes nor no")
+    return values[text.strip().lower()]
+
+
+def _auth(text: str) -> tuple[str, str] | None:
+    if not text:
+        return None
+    user, colon, password = text.partition(":")
+    if not (user and colon and password):
+        _refuse("give a name and a password with a colon between them, such as guest:secret")
+    return user, password
+
+
+def _tier(text: str) -> Tier:
+    if text == "embedded":
+        return "embedded"
+    if text == "official":
+        return "official"
+    _refuse(f"{text!r} is not a tier; choose embedded or official")
+
+
+def _folder(text: str) -> str | None:
+    if text and not os.path.isdir(text):
+        _refuse(f"there is no folder {text!r}; give an existing folder with weights files")
+    return text or None
+
+
+def _device(text: str) -> str:
+    if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", text):
+        _refuse(f"{text!r} is not a device; choose auto, cpu, cuda, cuda:N or mps")
+    return text
+
+
+def _bytes(text: str) -> int | None:
+    if not text:
+        return None
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(MB|GB)", text.strip(), re.IGNORECASE)
+    if not match or float(match[1]) == 0:
+        _refuse(f"{text!r} is not an amount of memory; write it like 800MB or 8GB")
+    return int(float(match[1]) * {"MB": 1e6, "GB": 1e9}[match[2].upper()])
+
+
+def _refuse(message: str) -> NoReturn:
+    raise argparse.ArgumentTypeError(message)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""The tabs: Gradio only. Nothing in here imports torch at module level."""

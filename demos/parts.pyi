@@ -1,0 +1,207 @@
+"""The pieces every tab is made of: paper card, status line, evidence table, error mapping."""
+
+import functools
+import inspect
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from html import escape
+from typing import Any, NoReturn, TypeVar
+
+import gradio as gr
+
+from demos.registry import AppOptions, Demo
+from models.errors import OutOfMemory, UserError, is_out_of_memory
+from models.runtime import ModelHandle, ModelInfo, Status
+
+__all__ = [
+    "AppOptions",
+    "Demo",
+    "EvidenceRow",
+    "evidence_html",
+    "evidence_table",
+    "paper_card",
+    "status_html",
+    "status_line",
+    "user_errors",
+]
+
+logger = logging.getLogger(__name__)
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def paper_card(demo: Demo) -> gr.HTML:
+    """Title, paper and link, and in five lines what the paper claims."""
+    claims = "".join(f"<li>{escape(claim)}</li>" for claim in demo.claims)
+    return gr.HTML(
+        f'<section class="lp-card" aria-label="About the paper"><h2>{escape(demo.title)}</h2>'
+        f'<p>{escape(demo.paper)} · <a href="{escape(demo.url)}" target="_blank" rel="noopener">'
+        f"Read the paper</a></p><ul>{claims}</ul></section>",
+        elem_id=f"{demo.slug}-card",
+    )
+
+
+def status_line(handle: ModelHandle[Any], refresh_seconds: float = 5.0) -> gr.HTML:
+    """One line about the model behind a tab, kept fresh; screen readers hear its changes.
+
+    A tab may also use it as an output of its own events: return `status_html(handle)`.
+    Must be called inside a `gr.Blocks`.
+    """
+    line = gr.HTML(status_html(handle), elem_id=f"{handle.name}-status", padding=False)
+    timer = gr.Timer(refresh_seconds)
+    # Not queued: the line must move while a long job of the same visitor holds the queue.
+    gr.on(
+        [timer.tick],
+        lambda: status_html(handle),
+        None,
+        line,
+        api_name=f"{handle.name}_status",
+        show_progress="hidden",
+        queue=False,
+    )
+    return line
+
+
+def status_html(handle: ModelHandle[Any]) -> str:
+    """The status line's content, as HTML."""
+    status = handle.status()
+    return (
+        f'<div class="lp-status" role="status" aria-live="polite" data-state="{escape(status.state)}">'
+        f"{escape(_status_text(handle, status))}</div>"
+    )
+
+from gradio.events import Dependency
+
+class ImageFile(gr.Image):
+    """An image input whose value is the uploaded file's path, unopened.
+
+    `gr.Image` opens the file itself, and a damaged one ends in a message nobody can act on;
+    `models.images.read_image` says what is wrong.
+    """
+
+    is_template = True  # the browser shows it as a plain image component
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(type="filepath", image_mode=None, **options)
+
+    def preprocess(self, payload: Any) -> str | None:
+        if payload is None or payload.path is None:
+            return None
+        return str(payload.path)
+    from typing import Callable, Literal, Sequence, Any, TYPE_CHECKING
+    from gradio.blocks import Block
+    if TYPE_CHECKING:
+        from gradio.components import Timer
+        from gradio.components.base import Component
+
+
+@dataclass(frozen=True)
+class EvidenceRow:
+    """One line of an evidence table; a value of None is shown as a dash."""
+
+    what: str
+    paper: str | None = None
+    here: str | None = None
+    note: str = ""
+
+
+def evidence_table(rows: Sequence[EvidenceRow], caption: str) -> gr.HTML:
+    """A table that keeps the paper's figures apart from those measured with this code."""
+    return gr.HTML(evidence_html(rows, caption))
+
+
+def evidence_html(rows: Sequence[EvidenceRow], caption: str) -> str:
+    """The evidence table as HTML; all text is escaped."""
+    notes = any(row.note for row in rows)
+    head = ["What", "Paper", "Measured here"] + ["Note"] * notes
+    body = "".join(
+        f'<tr><th scope="row">{escape(row.what)}</th>'
+        f'<td class="lp-paper">{escape(row.paper or "–")}</td>'
+        f'<td class="lp-here">{escape(row.here or "–")}</td>'
+        + (f"<td>{escape(row.note)}</td>" if notes else "")
+        + "</tr>"
+        for row in rows
+    )
+    columns = "".join(f'<th scope="col">{title}</th>' for title in head)
+    return (
+        f'<div class="lp-evidence"><table><caption>{escape(caption)}</caption>'
+        f"<thead><tr>{columns}</tr></thead><tbody>{body}</tbody></table></div>"
+    )
+
+
+def user_errors(fn: F) -> F:
+    """Decorates an event handler, plain or generator, so that its errors reach the user as `gr.Error`.
+
+    A `UserError` shows its own message. Anything else is logged in full and shown without details.
+    """
+    if inspect.isgeneratorfunction(fn):
+
+        @functools.wraps(fn)
+        def generate(*args: Any, **kwargs: Any) -> Any:
+            try:
+                return (yield from fn(*args, **kwargs))
+            except Exception as error:
+                _raise_for_user(fn, error)
+
+        return generate  # type: ignore[return-value]
+
+    @functools.wraps(fn)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return fn(*args, **kwargs)
+        except Exception as error:
+            _raise_for_user(fn, error)
+
+    return call  # type: ignore[return-value]
+
+
+def _raise_for_user(fn: Callable[..., Any], error: Exception) -> NoReturn:
+    if isinstance(error, gr.Error):
+        raise error
+    if is_out_of_memory(error):
+        logger.exception("Out of memory in %s", fn.__qualname__)
+        error = OutOfMemory(
+            "The input is too large for the memory left. Try a smaller one, or fewer at a time."
+        )
+    if isinstance(error, UserError):
+        # Gradio renders the message as HTML, and messages quote what the user gave.
+        message, title = escape(str(error), quote=False), error.title
+    else:
+        logger.error("Unexpected error in %s", fn.__qualname__, exc_info=error)
+        what = fn.__name__.strip("_").replace("_", " ")
+        message, title = (
+            f"Something went wrong in “{what}”; it is logged. Please try again.",
+            "Unexpected error",
+        )
+    raise gr.Error(message, title=title, print_exception=False) from error
+
+
+def _status_text(handle: ModelHandle[Any], status: Status) -> str:
+    if status.info is not None:
+        return _ready_text(status.info, status.load_seconds)
+    if status.state == "loading":
+        return f"Loading {status.progress:.0%}" + (f" · {status.text}" if status.text else "")
+    if status.state == "failed":
+        return f"Loading failed: {status.error} It is tried again at the next use."
+    what = f"{handle.description} · " if handle.description else ""
+    return f"{what}not loaded yet; loads at first use, about {_megabytes(handle.estimate_bytes)}"
+
+
+def _ready_text(info: ModelInfo, load_seconds: float | None) -> str:
+    parts = [
+        f"{info.tier.capitalize()} tier",
+        f"weights {info.weights}",
+        f"trained on {info.trained_on}" if info.trained_on else "",
+        f"licence {info.licence}",
+        info.device,
+        info.dtype,
+        f"{info.parameters / 1e6:.1f} M parameters",
+        _megabytes(info.memory_bytes),
+        f"loaded in {load_seconds:.1f} s" if load_seconds is not None else "",
+    ]
+    return " · ".join(part for part in parts if part)
+
+
+def _megabytes(count: int) -> str:
+    return f"{count / 1e6:.0f} MB"

@@ -1,0 +1,77 @@
+"""The demos of the suite, in the order of their tabs. Imports neither Gradio nor any model."""
+
+import importlib
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+Tier = Literal["embedded", "official"]
+
+
+@dataclass(frozen=True)
+class Demo:
+    """One paper, one tab.
+
+    slug: name in addresses, options and API names.
+    paper: authors, year and identifier, in one line.
+    claims: what the paper claims, five short lines.
+    build: "module:function"; the function gets `(AppOptions, Runtime)` inside the demo's `gr.Tab`.
+    """
+
+    slug: str
+    title: str
+    paper: str
+    url: str
+    claims: tuple[str, ...]
+    build: str
+
+    def load_build(self) -> "Callable[[AppOptions, Any], None]":
+        """Imports the tab's module and returns its build function."""
+        module, function = self.build.split(":")
+        return getattr(importlib.import_module(module), function)
+
+
+DEMOS: tuple[Demo, ...] = (
+    Demo(
+        slug="yolov9",
+        title="YOLOv9",
+        paper=(
+            "Wang, Yeh, Liao: YOLOv9: Learning What You Want to Learn Using Programmable Gradient "
+            "Information. 2024, arXiv 2402.13616"
+        ),
+        url="https://arxiv.org/abs/2402.13616",
+        claims=(
+            "Deep layers lose information about their input, and with it their gradients become unreliable.",
+            "Programmable gradient information (PGI) adds a reversible branch that keeps the information "
+            "in training and costs nothing at inference.",
+            "GELAN, the network, lets any block stand inside an ELAN layout: few parameters, few operations.",
+            "Against YOLOv8: 49 % fewer parameters, 43 % less computation, and 0.6 AP more on COCO.",
+            "YOLOv9-C reaches 53.0 AP, as YOLOv7-AF does, with 42 % fewer parameters, trained from scratch.",
+        ),
+        build="demos.yolov9:build",
+    ),
+)
+
+
+def demo(slug: str) -> Demo:
+    """The demo with that slug; KeyError if there is none."""
+    return {entry.slug: entry for entry in DEMOS}[slug]
+
+
+@dataclass(frozen=True)
+class AppOptions:
+    """What the person who starts the app decides; `app.py --help` explains each.
+
+    memory_limit: bytes over all models; None takes 80 % of the device's memory.
+    """
+
+    demos: tuple[str, ...] = field(default_factory=lambda: tuple(entry.slug for entry in DEMOS))
+    host: str = "127.0.0.1"
+    port: int = 7860
+    share: bool = False
+    auth: tuple[str, str] | None = None
+    tier: Tier = "embedded"
+    weights_dir: str | None = None
+    device: str = "auto"
+    memory_limit: int | None = None
+    present: bool = False

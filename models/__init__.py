@@ -1,0 +1,1 @@
+"""Models of the papers, usable from a script, a notebook or a server. Nothing in here imports Gradio."""

@@ -1,0 +1,274 @@
+"""Trains a YOLOv9 (with PGI) or GELAN network; resumes by itself from the last checkpoint in `--out`.
+
+    python -m models.yolov9.train --data embedded --out runs/yolov9/embedded     # the shipped weights
+    python -m models.yolov9.train --data my/data.yaml --out runs/yolov9/mine      # YOLO format
+    python -m models.yolov9.train --data my/annotations.json --images my/images --out runs/yolov9/mine   # COCO
+
+Loss, schedule and augmentation follow the specification, section 11 (the official repository's values are
+the defaults of `Recipe`). The embedded recipe differs where two CPU cores ask for it; see `EMBEDDED`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from models import weights
+from models.errors import BadInput
+from models.yolov9.checkpoint import to_inference
+from models.yolov9.data import Batches, CompositeBatches, FolderBatches
+from models.yolov9.loss import Losses, detection_loss
+from models.yolov9.network import Network, build
+
+NOMINAL_BATCH = 64
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Everything that decides a training run; the defaults are the official ones."""
+
+    network: str = "yolov9-t"
+    class_width: int | None = None
+    size: int = 640
+    batch: int = 16
+    epochs: int = 500
+    optimiser: str = "sgd"  # or "adamw"
+    lr: float = 0.01
+    final_lr: float = 0.01  # share of lr at the end
+    schedule: str = "linear"  # or "cosine"
+    momentum: float = 0.937
+    weight_decay: float = 5e-4
+    warmup_epochs: float = 3
+    warmup_steps: int = 100  # at least
+    warmup_bias_lr: float = 0.1
+    accumulate: bool = True  # gradients up to a batch of 64
+    ema_decay: float = 0.9999
+    ema_ramp: int = 2000
+    clip: float = 10.0
+    close_mosaic: int = 15  # epochs without mosaic at the end
+    save_every: int = 200  # steps
+    seed: int = 0
+
+
+# 58k composites: small pictures first, AdamW instead of SGD, because 3 600 steps are 0.1 % of the
+# official schedule; no accumulation and a shorter average for the same reason.
+EMBEDDED = Recipe(
+    class_width=80,
+    size=320,
+    epochs=36,
+    optimiser="adamw",
+    lr=2e-3,
+    schedule="cosine",
+    weight_decay=0.02,
+    warmup_epochs=1.5,
+    warmup_bias_lr=0.0,
+    accumulate=False,
+    ema_decay=0.998,
+    ema_ramp=300,
+    save_every=100,
+)
+
+
+def train(recipe: Recipe, data: Batches, out: Path, device: str = "cpu") -> Network:
+    """Runs (or resumes) a recipe; leaves `last.pt` (full state), `best.safetensors` (EMA, inference form)
+    and `log.csv` in `out`. Returns the averaged network in its training form, in eval mode."""
+    out.mkdir(parents=True, exist_ok=True)
+    torch.manual_seed(recipe.seed)
+    net = build(recipe.network, data.classes, training=True, class_width=recipe.class_width)
+    net = net.to(device, memory_format=torch.channels_last)
+    average = Average(net, recipe)
+    optimiser = make_optimiser(net, recipe)
+    state = {"step": 0, "seconds": 0.0}
+    last = out / "last.pt"
+    if last.exists():
+        saved = torch.load(last, map_location=device, weights_only=True)
+        if saved["recipe"] != _plain(recipe):
+            raise BadInput(f"{out.name} holds a run of another recipe. Choose a new --out, or delete it.")
+        net.load_state_dict(saved["net"])
+        average.load(saved["average"])
+        optimiser.load_state_dict(saved["optimiser"])
+        state = saved["state"]
+    total = recipe.epochs * data.steps_per_epoch
+    accumulate = max(round(NOMINAL_BATCH / recipe.batch), 1) if recipe.accumulate else 1
+    log = out / "log.csv"
+    if not log.exists():
+        log.write_text("step,seconds,size,total,box,class,dfl\n")
+    started = time.monotonic() - state["seconds"]
+    reported = _Mean()
+    for step, (images, targets) in _resumed(data, state["step"], total):
+        set_rates(optimiser, recipe, step, data.steps_per_epoch, total)
+        losses = _step(net, images.to(device), targets.to(device))
+        (losses.total / images.shape[0] if recipe.optimiser == "adamw" else losses.total).backward()
+        if (step + 1) % accumulate == 0 or step + 1 == total:
+            nn.utils.clip_grad_norm_(net.parameters(), recipe.clip)
+            optimiser.step()
+            optimiser.zero_grad(set_to_none=True)
+            average.update(net)
+        reported.add(losses)
+        if (step + 1) % 20 == 0:
+            seconds = time.monotonic() - started
+            with log.open("a") as file:
+                file.write(f"{step + 1},{seconds:.1f},{images.shape[-1]},{reported.take()}\n")
+        if (step + 1) % recipe.save_every == 0 or step + 1 == total:
+            state = {"step": step + 1, "seconds": time.monotonic() - started}
+            _save(last, recipe, net, average, optimiser, state)
+            weights.write_safetensors(
+                out / "best.safetensors",
+                {k: v.half() if v.is_floating_point() else v for k, v in average.inference_form().items()},
+                {"recipe": json.dumps(asdict(recipe)), "state": json.dumps(state)},
+            )
+            print(f"step {step + 1}/{total}  {state['seconds'] / 60:.1f} min", flush=True)
+    return average.network(net)
+
+
+class Average:
+    """Exponential moving average of every float tensor of the state dict (decay ramps up)."""
+
+    def __init__(self, net: Network, recipe: Recipe) -> None:
+        self.tensors = {k: v.detach().clone() for k, v in net.state_dict().items()}
+        self.updates = 0
+        self.decay, self.ramp = recipe.ema_decay, recipe.ema_ramp
+
+    @torch.no_grad()
+    def update(self, net: Network) -> None:
+        self.updates += 1
+        keep = self.decay * (1 - math.exp(-self.updates / self.ramp))
+        for k, v in net.state_dict().items():
+            if v.is_floating_point():
+                self.tensors[k].lerp_(v, 1 - keep)
+            else:
+                self.tensors[k].copy_(v)
+
+    def load(self, saved: dict[str, Any]) -> None:
+        self.updates = saved["updates"]
+        self.tensors = saved["tensors"]
+
+    def state(self) -> dict[str, Any]:
+        return {"updates": self.updates, "tensors": self.tensors}
+
+    def network(self, net: Network) -> Network:
+        net.load_state_dict(self.tensors)
+        return net.eval()
+
+    def inference_form(self) -> dict[str, Tensor]:
+        return to_inference(self.tensors)
+
+
+def make_optimiser(net: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
+    """Three groups: biases and norm weights without decay, convolution weights with it."""
+    norms = {id(p) for m in net.modules() if isinstance(m, nn.BatchNorm2d) for p in (m.weight,)}
+    trainable = [(n, p) for n, p in net.named_parameters() if p.requires_grad]
+    bias = [p for n, p in trainable if n.endswith(".bias")]
+    norm = [p for n, p in trainable if id(p) in norms]
+    weight = [p for n, p in trainable if not n.endswith(".bias") and id(p) not in norms]
+    decay = recipe.weight_decay
+    if recipe.accumulate:
+        decay *= recipe.batch * max(round(NOMINAL_BATCH / recipe.batch), 1) / NOMINAL_BATCH
+    groups: list[dict[str, Any]] = [
+        {"params": bias, "weight_decay": 0.0, "name": "bias"},
+        {"params": weight, "weight_decay": decay, "name": "weight"},
+        {"params": norm, "weight_decay": 0.0, "name": "norm"},
+    ]
+    if recipe.optimiser == "sgd":
+        return torch.optim.SGD(groups, recipe.lr, recipe.momentum, nesterov=True)
+    if recipe.optimiser == "adamw":
+        return torch.optim.AdamW(groups, recipe.lr, betas=(0.9, 0.999))
+    raise BadInput(f"Unknown optimiser {recipe.optimiser!r}. Choose sgd or adamw.")
+
+
+def set_rates(optimiser: torch.optim.Optimizer, recipe: Recipe, step: int, per_epoch: int, total: int) -> None:
+    """Learning rates and momentum of this step: warm-up, then linear or cosine decay."""
+    at = step / max(total - 1, 1)
+    if recipe.schedule == "cosine":
+        share = recipe.final_lr + (1 - recipe.final_lr) * (1 + math.cos(math.pi * at)) / 2
+    else:
+        share = 1 - at * (1 - recipe.final_lr)
+    warm = min(step / max(recipe.warmup_epochs * per_epoch, recipe.warmup_steps), 1)
+    for group in optimiser.param_groups:
+        start = recipe.warmup_bias_lr if group["name"] == "bias" else 0.0
+        group["lr"] = start + warm * (recipe.lr * share - start)
+        if "momentum" in group:
+            group["momentum"] = 0.8 + warm * (recipe.momentum - 0.8)
+
+
+def _step(net: Network, images: Tensor, targets: Tensor) -> Losses:
+    images = images.to(memory_format=torch.channels_last).float() / 255
+    with torch.autocast(images.device.type, torch.bfloat16):
+        outputs = net(images)
+    assert not isinstance(outputs, Tensor)
+    return detection_loss(outputs, targets)
+
+
+def _resumed(data: Batches, start: int, total: int) -> Iterator[tuple[int, tuple[Tensor, Tensor]]]:
+    loader = DataLoader(data.from_step(start, total), batch_size=None, num_workers=1, prefetch_factor=8)
+    return zip(range(start, total), loader, strict=True)
+
+
+def _save(
+    path: Path, recipe: Recipe, net: Network, average: Average, optimiser: Any, state: dict[str, Any]
+) -> None:
+    """Writes the whole state beside `path`, then renames: a kill leaves the previous file intact."""
+    temporary = path.with_suffix(".tmp")
+    content = {"recipe": _plain(recipe), "net": net.state_dict(), "average": average.state()}
+    torch.save({**content, "optimiser": optimiser.state_dict(), "state": state}, temporary)
+    temporary.replace(path)
+
+
+def _plain(recipe: Recipe) -> dict[str, Any]:
+    """The parts of a recipe that a resumed run must share."""
+    return {k: v for k, v in asdict(recipe).items() if k != "save_every"}
+
+
+class _Mean:
+    """Running means between two log lines."""
+
+    def __init__(self) -> None:
+        self.rows: list[tuple[float, ...]] = []
+
+    def add(self, losses: Losses) -> None:
+        terms = (losses.box + losses.cls + losses.dfl, losses.box, losses.cls, losses.dfl)
+        self.rows.append(tuple(t.item() for t in terms))
+
+    def take(self) -> str:
+        columns = zip(*self.rows, strict=True)
+        text = ",".join(f"{sum(c) / len(self.rows):.4f}" for c in columns)
+        self.rows = []
+        return text
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", required=True, help="'embedded', a YOLO data.yaml, or a COCO annotation file")
+    parser.add_argument("--images", type=Path, help="image folder of a COCO annotation file")
+    parser.add_argument("--art", type=Path, default=Path("runs/yolov9/art"), help="cut-outs of models.yolov9.art")
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--device", default="cpu")
+    for name, kind in (
+        ("network", str), ("class-width", int), ("size", int), ("batch", int), ("epochs", int),
+        ("optimiser", str), ("lr", float), ("seed", int),
+    ):  # fmt: skip
+        parser.add_argument(f"--{name}", type=kind)
+    args = parser.parse_args()
+    recipe = EMBEDDED if args.data == "embedded" else Recipe()
+    given = {k: v for k, v in vars(args).items() if v is not None and hasattr(recipe, k)}
+    recipe = replace(recipe, **given)
+    data: Batches
+    if args.data == "embedded":
+        data = CompositeBatches(args.art, recipe.size, recipe.batch, recipe.epochs, recipe.seed)
+    else:
+        data = FolderBatches.read(Path(args.data), args.images, recipe)
+    train(recipe, data, args.out, args.device)
+
+
+if __name__ == "__main__":
+    main()
