@@ -31,20 +31,14 @@ def main() -> None:
     try:
         demo.launch(**launch_arguments(options), prevent_thread_lock=True)
     except OSError as error:
-        sys.exit(
-            f"Port {options.port} on {options.host} cannot be used ({error}). Choose another with --port."
-        )
+        sys.exit(f"Port {options.port} on {options.host} cannot be used ({error}). Choose another with --port.")
     print(f"Live Papers: {_address(options)}", flush=True)
     if options.share and options.auth is None:
-        print(
-            "Anyone who has the public link can use it. Ask for a password with --auth USER:PASS.", flush=True
-        )
+        print("Anyone who has the public link can use it. Ask for a password with --auth USER:PASS.", flush=True)
     demo.block_thread()
 
 
-def build_app(
-    options: AppOptions, runtime: "Runtime | None" = None, demos: Sequence[Demo] = DEMOS
-) -> "gr.Blocks":
+def build_app(options: AppOptions, runtime: "Runtime | None" = None, demos: Sequence[Demo] = DEMOS) -> "gr.Blocks":
     """The app as Blocks, not launched. Imports no model; `runtime` defaults to a new one from the options."""
     import gradio as gr
 
@@ -52,16 +46,14 @@ def build_app(
 
     runtime = runtime or configure(memory_limit_bytes=options.memory_limit, device=options.device)
     chosen = {demo.slug: demo for demo in demos}
-    with gr.Blocks(
-        title="Live Papers", analytics_enabled=False, fill_width=True, delete_cache=(60, 600)
-    ) as app:
+    with gr.Blocks(title="Live Papers", analytics_enabled=False, fill_width=True, delete_cache=(60, 600)) as app:
         with gr.Tabs(selected=options.demos[0], elem_id="demos") as tabs:
             for slug in options.demos:
                 with gr.Tab(chosen[slug].title, id=slug, elem_id=f"{slug}-tab") as tab:
                     chosen[slug].load_build()(options, runtime)
                 # ?tab=<slug> is the address of a tab: a click writes it, opening the page reads it.
                 tab.select(None, js=_REMEMBER_TAB.replace("SLUG", slug))
-        app.load(
+        opened = app.load(
             _tab_of_address(options.demos),
             None,
             tabs,
@@ -69,6 +61,7 @@ def build_app(
             queue=False,
             show_progress="hidden",
         )
+        opened.then(None, js=_START_REMEMBERING)
     return app.queue(max_size=64, default_concurrency_limit=1)
 
 
@@ -121,9 +114,7 @@ def parse_options(arguments: Sequence[str] | None = None) -> AppOptions:
     option("port", "7860", _port, "port to listen on")
     option("share", "no", _switch, "make a public link through Gradio's tunnel", **switch)
     option("auth", "", _auth, "ask for this name and password", metavar="USER:PASS")
-    option(
-        "tier", "embedded", _tier, "embedded: weights that come with the app; official: the published ones"
-    )
+    option("tier", "embedded", _tier, "embedded: weights that come with the app; official: the published ones")
     option("weights-dir", "", _folder, "folder with weights that you brought", metavar="FOLDER")
     option("device", "auto", _device, "auto, cpu, cuda, cuda:N or mps")
     option("memory-limit", "", _bytes, "memory for all models together, such as 8GB (default: 80 %% of it)")
@@ -161,7 +152,10 @@ def _tab_of_address(slugs: Sequence[str]) -> Any:
     return open_tab
 
 
+# The first tab reports itself selected when the page opens, before the address is read: not to be remembered.
+_START_REMEMBERING = "() => { window.livePapersOpened = true; }"
 _REMEMBER_TAB = """() => {
+  if (!window.livePapersOpened) return;
   const address = new URL(window.location);
   address.searchParams.set("tab", "SLUG");
   window.history.replaceState(null, "", address);

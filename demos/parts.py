@@ -20,6 +20,7 @@ __all__ = [
     "EvidenceRow",
     "evidence_html",
     "evidence_table",
+    "image_file",
     "paper_card",
     "status_html",
     "status_line",
@@ -72,22 +73,15 @@ def status_html(handle: ModelHandle[Any]) -> str:
     )
 
 
-class ImageFile(gr.Image):
+def image_file(**options: Any) -> gr.Image:
     """An image input whose value is the uploaded file's path, unopened.
 
     `gr.Image` opens the file itself, and a damaged one ends in a message nobody can act on;
-    `models.images.read_image` says what is wrong.
+    `models.images.read_image` says what is wrong. (A subclass would make Gradio write a stub beside this file.)
     """
-
-    is_template = True  # the browser shows it as a plain image component
-
-    def __init__(self, **options: Any) -> None:
-        super().__init__(type="filepath", image_mode=None, **options)
-
-    def preprocess(self, payload: Any) -> str | None:
-        if payload is None or payload.path is None:
-            return None
-        return str(payload.path)
+    image = gr.Image(type="filepath", image_mode=None, **options)
+    image.preprocess = lambda payload: payload.path if payload else None  # type: ignore[method-assign]
+    return image
 
 
 @dataclass(frozen=True)
@@ -155,9 +149,7 @@ def _raise_for_user(fn: Callable[..., Any], error: Exception) -> NoReturn:
         raise error
     if is_out_of_memory(error):
         logger.exception("Out of memory in %s", fn.__qualname__)
-        error = OutOfMemory(
-            "The input is too large for the memory left. Try a smaller one, or fewer at a time."
-        )
+        error = OutOfMemory("The input is too large for the memory left. Try a smaller one, or fewer at a time.")
     if isinstance(error, UserError):
         # Gradio renders the message as HTML, and messages quote what the user gave.
         message, title = escape(str(error), quote=False), error.title

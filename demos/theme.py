@@ -16,8 +16,19 @@ def theme() -> gr.themes.Base:
         neutral_hue="slate",
         text_size="md",
         radius_size="md",
-        font=(fonts.LocalFont("IBM Plex Sans"), "ui-sans-serif", "system-ui", "sans-serif"),
-        font_mono=(fonts.LocalFont("IBM Plex Mono"), "ui-monospace", "Consolas", "monospace"),
+        # Weights 500 and 600 of these files lack most letters, and the page would mix two typefaces.
+        font=(
+            fonts.LocalFont("IBM Plex Sans", weights=(400, 700)),
+            "ui-sans-serif",
+            "system-ui",
+            "sans-serif",
+        ),
+        font_mono=(
+            fonts.LocalFont("IBM Plex Mono", weights=(400, 700)),
+            "ui-monospace",
+            "Consolas",
+            "monospace",
+        ),
     ).set(
         body_background_fill="*neutral_50",
         body_background_fill_dark="*neutral_950",
@@ -52,8 +63,10 @@ _SHARED = """
 .lp-evidence { overflow-x: auto; }
 .lp-evidence table { width: 100%; border-collapse: collapse; font-variant-numeric: tabular-nums; }
 .lp-evidence caption { text-align: left; font-weight: 600; padding-bottom: .3rem; }
-.lp-evidence th, .lp-evidence td { text-align: left; padding: .35rem .6rem;
-  border-bottom: 1px solid var(--border-color-primary); }
+.lp-evidence table, .lp-evidence tr { border: 0 !important; }
+.lp-evidence th, .lp-evidence td { text-align: left; padding: .35rem .6rem; border: 0 !important;
+  border-bottom: 1px solid var(--border-color-primary) !important; }
+.lp-evidence tbody th { font-weight: 400; }
 .lp-evidence td.lp-here { font-weight: 600; }
 :focus-visible { outline: 3px solid var(--color-accent); outline-offset: 2px; }
 @media (prefers-reduced-motion: reduce) {
@@ -68,5 +81,6 @@ _PRESENT = """
   max-width: none !important; font-size: 22px; }
 .lp-card ul { display: none; }
 .lp-status { font-size: 20px; }
+button[role="tab"], .block label span, .block label { font-size: 22px !important; }
 footer { display: none !important; }
 """

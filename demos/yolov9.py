@@ -133,9 +133,7 @@ class Settings:
         return cls(weights, confidence, iou, size, wanted, bool(track), limit, bool(agnostic), bool(scores))
 
     def detect(self, detector: Any, image: Any) -> Detections:
-        return detector.detect(
-            image, self.confidence, self.iou, self.size, self.classes, self.limit, self.agnostic
-        )
+        return detector.detect(image, self.confidence, self.iou, self.size, self.classes, self.limit, self.agnostic)
 
 
 # ---- webcam -----------------------------------------------------------------------------------------------
@@ -232,7 +230,7 @@ def _overlay_value(found: Detections, fps: float, scores: bool) -> dict[str, Any
 
 def _image_tab(handles: dict[str, Handle], settings: list[gr.components.Component]) -> None:
     with gr.Row():
-        picture = parts.ImageFile(label="Picture: drop, paste or take one", elem_id="yolov9-image", height=420)
+        picture = parts.image_file(label="Picture: drop, paste or take one", elem_id="yolov9-image", height=420)
         result = gr.Image(
             label="Detections",
             format="png",
@@ -308,11 +306,14 @@ def _video_tab(handles: dict[str, Handle], settings: list[gr.components.Componen
         video = gr.Video(label="Video: drop or record one", elem_id="yolov9-video", height=420)
         with gr.Column():
             preview = gr.Image(
-                label="Working on", format="jpeg", interactive=False, height=420, visible=False, alt_text="Current frame"
+                label="Working on",
+                format="jpeg",
+                interactive=False,
+                height=420,
+                visible=False,
+                alt_text="Current frame",
             )
-            result = gr.Video(
-                label="Annotated video", interactive=False, elem_id="yolov9-video-result", height=420
-            )
+            result = gr.Video(label="Annotated video", interactive=False, elem_id="yolov9-video-result", height=420)
     with gr.Row():
         run = gr.Button("Detect in every frame", variant="primary", elem_id="yolov9-video-run")
         stop = gr.Button("Cancel", variant="stop", elem_id="yolov9-video-cancel")
@@ -355,7 +356,10 @@ def _annotate_video(handle: Handle, chosen: Settings, path: str) -> Iterator[tup
     finished = False
     started = shown = time.perf_counter()
     try:
-        with handle.use() as detector, video.Writer(target, info.width, info.height, Fraction(info.rate)) as writer:
+        with (
+            handle.use() as detector,
+            video.Writer(target, info.width, info.height, Fraction(info.rate)) as writer,
+        ):
             for frame in video.read_frames(path):
                 found = chosen.detect(detector, frame)
                 found = tracker.update(found) if tracker else found
@@ -437,9 +441,7 @@ def _explanation() -> None:
     )
     drawing = ASSETS / "how_it_works.png"
     if drawing.exists():
-        gr.Image(
-            str(drawing), show_label=False, interactive=False, alt_text="YOLOv9-T: main branch and PGI branch"
-        )
+        gr.Image(str(drawing), show_label=False, interactive=False, alt_text="YOLOv9-T: main branch and PGI branch")
     cards = ASSETS / "flash_cards.pdf"
     if cards.exists():
         gr.Markdown("Print these cards, or show them on a phone, and hold them before the camera:")

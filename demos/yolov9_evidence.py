@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import Any
 
 import gradio as gr
-
-from demos.parts import EvidenceRow, evidence_table
 
 
 def show_evidence(folder: Path) -> None:

@@ -121,9 +121,7 @@ class _Load:
 class Handle(Generic[M]):
     """A model that may or may not be in memory. Made by `Runtime.register`; safe to share between threads."""
 
-    def __init__(
-        self, runtime: "Runtime", name: str, loader: Loader[M], estimate_bytes: int, description: str
-    ) -> None:
+    def __init__(self, runtime: "Runtime", name: str, loader: Loader[M], estimate_bytes: int, description: str) -> None:
         self.name = name
         self.description = description
         self.estimate_bytes = estimate_bytes
@@ -199,9 +197,7 @@ class Runtime:
         self._closed = threading.Event()
         self._idle_thread: threading.Thread | None = None
 
-    def register(
-        self, name: str, loader: Loader[M], *, estimate_bytes: int, description: str = ""
-    ) -> Handle[M]:
+    def register(self, name: str, loader: Loader[M], *, estimate_bytes: int, description: str = "") -> Handle[M]:
         """Makes the handle of a model; loads nothing.
 
         estimate_bytes: memory the model will take, reserved while it loads; afterwards `ModelInfo` counts.
@@ -295,13 +291,9 @@ class Runtime:
         handle._load = load = _Load()
         handle._error = None
         # A thread of its own: no caller's cancellation, context or inference mode gets into the model.
-        threading.Thread(
-            target=self._run_load, args=(handle, load), name=f"load-{handle.name}", daemon=True
-        ).start()
+        threading.Thread(target=self._run_load, args=(handle, load), name=f"load-{handle.name}", daemon=True).start()
         if self._idle_thread is None and self._idle_seconds is not None:
-            self._idle_thread = threading.Thread(
-                target=self._unload_idle_forever, name="idle-unload", daemon=True
-            )
+            self._idle_thread = threading.Thread(target=self._unload_idle_forever, name="idle-unload", daemon=True)
             self._idle_thread.start()
         return load
 

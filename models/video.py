@@ -91,9 +91,7 @@ def _open(path: str | Path) -> av.container.InputContainer:
     context = container.streams.video[0].codec_context
     if context.width * context.height > MAX_FRAME_PIXELS:
         container.close()
-        raise BadInput(
-            f"The video is {context.width} x {context.height}; at most 4096 x 2304 is read. Scale it down."
-        )
+        raise BadInput(f"The video is {context.width} x {context.height}; at most 4096 x 2304 is read. Scale it down.")
     return container
 
 

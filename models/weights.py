@@ -120,9 +120,7 @@ def read_safetensors(path: str | Path) -> "dict[str, Tensor]":
     try:
         return load_file(path)
     except (SafetensorError, ValueError) as error:
-        raise WeightsCorrupt(
-            f"{path.name} is not a complete safetensors file. Download or copy it again."
-        ) from error
+        raise WeightsCorrupt(f"{path.name} is not a complete safetensors file. Download or copy it again.") from error
 
 
 def read_state_dict(path: str | Path) -> "dict[str, Tensor]":
@@ -147,14 +145,16 @@ def write_safetensors(
     path: str | Path, tensors: "Mapping[str, Tensor]", metadata: Mapping[str, str] | None = None
 ) -> None:
     """Writes tensors and a small card (text to text) so that the file is whole or not there at all."""
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")  # same folder, so that replace is atomic
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    content = save(plain, metadata=dict(metadata or {}))
     try:
-        save_file(plain, temporary, metadata=dict(metadata or {}))
-        with open(temporary, "rb") as file:
+        with open(temporary, "wb") as file:  # save_file would make it unreadable for other users
+            file.write(content)
+            file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
     finally:
@@ -189,9 +189,7 @@ def card(path: str | Path) -> dict[str, Any]:
 
 def _found(path: Path, origin: Origin, source: Source) -> Found:
     if source.sha256 is not None and path.is_file() and sha256_of(path) != source.sha256.lower():
-        raise WeightsCorrupt(
-            f"{path.name} is not the expected file: its SHA-256 differs. Delete it and get it again."
-        )
+        raise WeightsCorrupt(f"{path.name} is not the expected file: its SHA-256 differs. Delete it and get it again.")
     return Found(path, origin, source.licence, source.trained_on)
 
 
@@ -249,9 +247,7 @@ def _check_asset(path: Path, name: str) -> None:
     lines = manifest.read_text(encoding="utf-8").splitlines() if manifest.is_file() else []
     sums = {line[66:].strip(): line[:64].lower() for line in lines if line.strip()}
     if relative not in sums:
-        raise WeightsCorrupt(
-            f"assets/{name} is not listed in its SHA256SUMS. Restore it from the repository."
-        )
+        raise WeightsCorrupt(f"assets/{name} is not listed in its SHA256SUMS. Restore it from the repository.")
     if sha256_of(path) != sums[relative]:
         raise WeightsCorrupt(
             f"assets/{name} is not the file that was shipped: its SHA-256 differs. "

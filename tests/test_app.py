@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 import urllib.error
 import urllib.request
 from pathlib import Path
@@ -196,9 +197,7 @@ class TestShell:
         assert named["unnamed_endpoints"] == {}
         assert {"/double", "/count", "/doubler_status", "/open_tab"} <= set(named["named_endpoints"])
 
-    @pytest.mark.parametrize(
-        "path", ["gradio_api/file=app.py", "gradio_api/file=/etc/passwd", "monitoring/summary"]
-    )
+    @pytest.mark.parametrize("path", ["gradio_api/file=app.py", "gradio_api/file=/etc/passwd", "monitoring/summary"])
     def test_nothing_on_the_disk_is_public(self, client, path):
         with pytest.raises(urllib.error.HTTPError) as caught:
             urllib.request.urlopen(client.src.rstrip("/") + "/" + path)
@@ -257,9 +256,7 @@ class TestEvidence:
     def test_paper_and_measured_stand_apart_and_text_is_escaped(self):
         from demos.parts import EvidenceRow, evidence_html
 
-        html = evidence_html(
-            [EvidenceRow("AP <t>", "38.3", None), EvidenceRow("AP50", None, "0.81 ± 0.02")], "A & B"
-        )
+        html = evidence_html([EvidenceRow("AP <t>", "38.3", None), EvidenceRow("AP50", None, "0.81 ± 0.02")], "A & B")
         assert "AP &lt;t&gt;" in html and "A &amp; B" in html and "Note" not in html
         assert '<td class="lp-paper">38.3</td><td class="lp-here">–</td>' in html
 
@@ -286,7 +283,10 @@ class TestProcess:
         with start_server([sys.executable, "app.py"]) as server:
             with urllib.request.urlopen(server.url) as page:
                 assert b"Live Papers" in page.read()
-            assert f"Live Papers: {server.url}" in server.log.read_text()
+            deadline = time.monotonic() + 30
+            while f"Live Papers: {server.url}" not in server.log.read_text():
+                assert time.monotonic() < deadline, server.log.read_text()
+                time.sleep(0.05)
             folder = server.log.parent
             private = list(folder.glob("live-papers-*"))
             assert len(private) == 1 and private[0].stat().st_mode & 0o777 == 0o700
@@ -303,8 +303,8 @@ class TestProcess:
         assert "Choose another with --port" in done.stderr and "Traceback" not in done.stderr
 
     def test_help_is_quick_because_it_imports_nothing(self):
-        script = "import sys, app\ntry: app.parse_options(['--help'])\nexcept SystemExit: print('gradio' in sys.modules)"
-        done = subprocess.run(
-            [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True
+        script = (
+            "import sys, app\ntry: app.parse_options(['--help'])\nexcept SystemExit: print('gradio' in sys.modules)"
         )
+        done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
         assert done.stdout.strip().endswith("False")

@@ -1,4 +1,4 @@
-"""Who may import whom: models never import Gradio, tabs never import a deep learning library when imported."""
+"""Who may import whom: models never import Gradio, tabs import no deep learning library at the start."""
 
 import ast
 import subprocess
@@ -34,9 +34,7 @@ def imports(path: Path, *, at_import_only: bool) -> set[str]:
 
 def _nodes(node: ast.AST, at_import_only: bool) -> Iterator[ast.AST]:
     for child in ast.iter_child_nodes(node):
-        if at_import_only and (
-            isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef) or _type_checking(child)
-        ):
+        if at_import_only and (isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef) or _type_checking(child)):
             continue
         yield child
         yield from _nodes(child, at_import_only)
@@ -74,9 +72,7 @@ def test_building_the_whole_app_loads_nothing_heavy():
         "app.build_app(app.parse_options([]))\n"
         f"print('HEAVY', sorted(set(sys.modules) & {HEAVY!r}))\n"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=False
-    )
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "HEAVY []" in done.stdout
 
@@ -86,7 +82,5 @@ def test_the_models_side_needs_no_gradio():
         "import sys, models.errors, models.runtime, models.weights\n"
         "print(sorted(set(sys.modules) & {'gradio', 'torch'}))"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True
-    )
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

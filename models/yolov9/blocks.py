@@ -191,8 +191,7 @@ class CBFuse(nn.Module):
         assert isinstance(target, Tensor)
         size = target.shape[2:]
         return target + sum(
-            F.interpolate(route[i], size=size, mode="nearest")
-            for route, i in zip(routes, self.index, strict=True)
+            F.interpolate(route[i], size=size, mode="nearest") for route, i in zip(routes, self.index, strict=True)
         )
 
 

@@ -35,7 +35,7 @@ from models.yolov9.network import Network, build
 
 BUFFERS = ("running_mean", "running_var", "num_batches_tracked")
 
-# The largest published file is 140 MB (yolov9-e, training form, float16), a few times that with its optimiser.
+# The largest published file is 140 MB (yolov9-e, training form, float16), more with its optimiser.
 MAX_BYTES = 4 << 30
 MAX_INFLATION = 50
 MAX_PICKLE_BYTES = 64 << 20
@@ -81,29 +81,14 @@ def load_network(path: str | Path) -> tuple[Network, CheckpointInfo, list[str] |
 
     Raises: as `read_checkpoint`.
     """
-    checkpoint = read(path)
-    network = _empty_network(checkpoint.info)
+    checkpoint, network = _read(Path(path))
     network.load_state_dict(checkpoint.tensors, strict=True, assign=True)
     return network.eval(), checkpoint.info, checkpoint.class_names
 
 
 def read(path: str | Path) -> Checkpoint:
     """Tensors, description and class names of a checkpoint. Raises: as `read_checkpoint`."""
-    path = Path(path)
-    tensors, class_names = _stored_tensors(path)
-    try:
-        info = describe(tensors)
-        if info.naming == "mit":
-            tensors = mit_to_official(tensors)
-        if info.form == "training":
-            tensors = to_inference(tensors)
-        _check_shapes(tensors, info)
-        tensors = {key: _float32(key, tensor) for key, tensor in tensors.items()}
-    except UserError as error:
-        raise type(error)(f"{path.name}: {error}") from error
-    if class_names is not None and len(class_names) != info.classes:
-        class_names = None
-    return Checkpoint(tensors, info, class_names)
+    return _read(Path(path))[0]
 
 
 def describe(state_dict: Mapping[str, Tensor]) -> CheckpointInfo:
@@ -130,9 +115,7 @@ def describe(state_dict: Mapping[str, Tensor]) -> CheckpointInfo:
     last, first = f"{head}.cv3.0.2.weight", f"{head}.cv3.0.0.conv.weight"
     if last not in tensors or first not in tensors:
         raise BadInput(f"it has no {last if last not in tensors else first}: this is not a YOLOv9 detector.")
-    return CheckpointInfo(
-        f"gelan-{size}", tensors[last].shape[0], tensors[first].shape[0], form, naming, parameters
-    )
+    return CheckpointInfo(f"gelan-{size}", tensors[last].shape[0], tensors[first].shape[0], form, naming, parameters)
 
 
 def to_inference(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -143,7 +126,7 @@ def to_inference(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """
     last = _last_layer(state_dict)
     if last not in _INFERENCE_LAYERS:
-        raise BadInput(f"its last layer is {last}; a training checkpoint of t, s, m, c or e ends at 29, 38 or 49.")
+        raise BadInput(f"its last layer is {last}; a training form of t, s, m, c or e ends at 29, 38 or 49.")
     layers, tensors = _INFERENCE_LAYERS[last], {}
     for key, tensor in state_dict.items():
         layer, path = _split(key)
@@ -165,7 +148,7 @@ def mit_to_official(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     state_dict = _without_prefix(state_dict)
     last = max((_index(key.partition(".")[0]) for key in state_dict), default=-1)
     if last not in _OFFICIAL_LAYERS:
-        raise BadInput(f"its last layer is {last}; files of the MIT rewrite (t, s, m, c) end at 22, 30 or 38.")
+        raise BadInput(f"its last layer is {last}; files of the MIT rewrite end at 22, 30 or 38.")
     layers, tensors = _OFFICIAL_LAYERS[last], {}
     for key, tensor in state_dict.items():
         number, _, path = key.partition(".")
@@ -179,7 +162,27 @@ def mit_to_official(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return tensors
 
 
-# ---- keys ---------------------------------------------------------------------------------------------------
+def _read(path: Path) -> tuple[Checkpoint, Network]:
+    """The checkpoint, and the network it fits on the meta device: shapes without memory or values."""
+    tensors, class_names = _stored_tensors(path)
+    try:
+        info = describe(tensors)
+        if info.naming == "mit":
+            tensors = mit_to_official(tensors)
+        if info.form == "training":
+            tensors = to_inference(tensors)
+        with torch.device("meta"):
+            network = build(info.name, info.classes, class_width=info.class_width)
+        _check_shapes(tensors, info, network)
+        tensors = {key: _float32(key, tensor) for key, tensor in tensors.items()}
+    except UserError as error:
+        raise type(error)(f"{path.name}: {error}") from error
+    if class_names is not None and len(class_names) != info.classes:
+        class_names = None
+    return Checkpoint(tensors, info, class_names), network
+
+
+# ---- keys -------------------------------------------------------------------------------------------------
 
 # Last layer of a training form -> {its layer: the inference network's layer} (specification, section 8).
 _INFERENCE_LAYERS: dict[int, dict[int, int]] = {
@@ -201,7 +204,7 @@ _LIGHTNING_PREFIXES = ("ema.model.", "model.model.")  # in order of preference
 
 def _without_prefix(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     for prefix in _LIGHTNING_PREFIXES:
-        found = {key.removeprefix(prefix): value for key, value in state_dict.items() if key.startswith(prefix)}
+        found = {key[len(prefix) :]: value for key, value in state_dict.items() if key.startswith(prefix)}
         if found:
             return found
     return dict(state_dict)
@@ -220,8 +223,9 @@ def _official_path(path: str, main: bool) -> str:
     for i, part in enumerate(parts):
         inner = i > 0 and re.fullmatch(r"conv\d", parts[i - 1])  # RepConvN's two branches keep their names
         if re.fullmatch(r"conv\d", part) and not inner:
-            part = f"cv{part[4:]}"
-        renamed.append("m" if part == "bottleneck" else part)
+            renamed.append(f"cv{part[4:]}")
+        else:
+            renamed.append("m" if part == "bottleneck" else part)
     return ".".join(renamed)
 
 
@@ -243,7 +247,7 @@ def _last_layer(state_dict: Mapping[str, Tensor]) -> int:
 def _size(tensors: Mapping[str, Tensor]) -> str:
     """Size letter of an inference form, by the table of section 8."""
     last = _last_layer(tensors)
-    if last == 42 and not any(key.startswith("model.0.") for key in tensors) and "model.10.conv.bias" in tensors:
+    if last == 42 and "model.10.conv.bias" in tensors and "model.0.conv.weight" not in tensors:
         return "e"
     if last == 22 and "model.2.cv2.conv.weight" in tensors and "model.0.conv.weight" in tensors:
         stem = tensors["model.0.conv.weight"].shape[0]
@@ -257,14 +261,8 @@ def _size(tensors: Mapping[str, Tensor]) -> str:
     )
 
 
-def _empty_network(info: CheckpointInfo) -> Network:
-    """The network on the meta device: shapes without memory, to be filled by assignment."""
-    with torch.device("meta"):
-        return build(info.name, info.classes, class_width=info.class_width)
-
-
-def _check_shapes(tensors: Mapping[str, Tensor], info: CheckpointInfo) -> None:
-    expected = {key: tuple(tensor.shape) for key, tensor in _empty_network(info).state_dict().items()}
+def _check_shapes(tensors: Mapping[str, Tensor], info: CheckpointInfo, network: Network) -> None:
+    expected = {key: tuple(tensor.shape) for key, tensor in network.state_dict().items()}
     problems = [f"{key} is missing" for key in expected if key not in tensors]
     problems += [f"{key} is not part of the network" for key in tensors if key not in expected]
     problems += [
@@ -289,13 +287,13 @@ def _float32(key: str, tensor: Tensor) -> Tensor:
     if key.endswith("num_batches_tracked"):
         return tensor.to(torch.int64, copy=True)
     if not tensor.is_floating_point():
-        raise BadInput(f"{key} is {str(tensor.dtype).removeprefix('torch.')}; only floating-point weights can be used.")
+        raise BadInput(f"{key} is {str(tensor.dtype).removeprefix('torch.')}; weights must be floats.")
     if not tensor.isfinite().all():  # the official conversion notebook can leave NaN (section 8)
         raise WeightsCorrupt(f"{key} holds values that are not finite numbers. Convert or download it again.")
     return tensor.to(torch.float32, copy=True)
 
 
-# ---- files --------------------------------------------------------------------------------------------------
+# ---- files ------------------------------------------------------------------------------------------------
 
 
 def _stored_tensors(path: Path) -> tuple[dict[str, Tensor], list[str] | None]:
@@ -328,7 +326,7 @@ def _read_archive(path: Path) -> tuple[dict[str, Tensor], list[str] | None]:
             data = archive.read(f"{root}data.pkl")
             stored, class_names = _state_of(_Machine(path.name).run(data), path.name)
             if sum(prod(tensor.shape) for tensor in stored.values()) > MAX_ELEMENTS:
-                raise BadInput(f"{path.name} holds more than {MAX_ELEMENTS:,} numbers: not a YOLOv9 checkpoint.")
+                raise BadInput(f"{path.name} holds over {MAX_ELEMENTS:,} numbers: not a YOLOv9 checkpoint.")
             return _Storages(archive, root).tensors(stored), class_names
     except UserError:
         raise
@@ -342,16 +340,16 @@ def _archive_root(archive: zipfile.ZipFile, path: Path) -> str:
     """The folder that holds `data.pkl`, with its slash, after checking sizes and kind."""
     total, size = sum(entry.file_size for entry in archive.infolist()), path.stat().st_size
     if total > min(MAX_BYTES, MAX_INFLATION * size):
-        raise UnsafeCheckpoint(f"{path.name} would unpack to {total:,} bytes from {size:,}; it was not opened.")
+        raise UnsafeCheckpoint(f"{path.name} would unpack to {total:,} bytes from {size:,}; not opened.")
     names = archive.namelist()
-    roots = [name.removesuffix("data.pkl") for name in names if name == "data.pkl" or name.endswith("/data.pkl")]
+    roots = [name.removesuffix("data.pkl") for name in names if name.split("/")[-1] == "data.pkl"]
     if len(roots) != 1:
         raise BadInput(f"{path.name} is a zip file but not a PyTorch checkpoint.")
     root = roots[0]
     if any(name.startswith((f"{root}code/", f"{root}constants.pkl")) for name in names):
-        raise BadInput(f"{path.name} is a TorchScript program, not a checkpoint. Use the .pt it was made from.")
+        raise BadInput(f"{path.name} is a TorchScript program. Use the checkpoint it was made from.")
     if f"{root}byteorder" in names and archive.read(f"{root}byteorder") != sys.byteorder.encode():
-        raise BadInput(f"{path.name} was saved on a machine with another byte order. Save it again on this kind.")
+        raise BadInput(f"{path.name} was saved with another byte order. Save it again on this machine.")
     if archive.getinfo(f"{root}data.pkl").file_size > MAX_PICKLE_BYTES:
         raise UnsafeCheckpoint(f"{path.name} has an unusually large object list; it was not opened.")
     return root
@@ -378,7 +376,7 @@ class _Storages:
 
 
 def _state_of(root: Any, file: str) -> tuple[dict[str, _Stored], list[str] | None]:
-    """The weights meant for inference: `ema` before `model` (section 9), Lightning's or a plain state dict."""
+    """The weights meant for inference: `ema` before `model` (section 9), Lightning's, or plain."""
     nodes = [root]
     if isinstance(root, dict):
         nodes = [root.get(key) for key in ("ema", "model", "state_dict", "model_state_dict")] + [root]
@@ -426,7 +424,7 @@ def _names_in_metadata(path: Path) -> list[str] | None:
         return None
 
 
-# ---- the pickle interpreter ---------------------------------------------------------------------------------
+# ---- the pickle interpreter -------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -529,7 +527,7 @@ class _Machine:
                 self.step(op.name, argument)
         raise EOFError
 
-    def step(self, op: str, argument: Any) -> None:  # noqa: PLR0912  one case an instruction
+    def step(self, op: str, argument: Any) -> None:
         match op:
             case "PROTO" | "FRAME":
                 pass
@@ -654,12 +652,13 @@ class _Machine:
         target.update((_key(key), value) for key, value in zip(items[::2], items[1::2], strict=True))
 
     def label(self, value: Any) -> str:
-        return value.full if isinstance(value, _Name) else f"a value of type {type(value).__name__.strip('_')}"
+        return value.full if isinstance(value, _Name) else f"a {type(value).__name__.strip('_').lower()}"
 
     def refused(self, what: str) -> UnsafeCheckpoint:
         return UnsafeCheckpoint(
-            f"{self.file} contains {what}, which no YOLOv9 checkpoint needs and which could run code; nothing in "
-            "it was run. Use a .safetensors file or one saved with torch.save(model.state_dict(), ...)."
+            f"{self.file} contains {what}, which no YOLOv9 checkpoint needs and which could run code; "
+            "nothing in it was run. Use a .safetensors file, or one saved with "
+            "torch.save(model.state_dict(), ...)."
         )
 
 

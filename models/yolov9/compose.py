@@ -45,12 +45,12 @@ class Composer:
             art.load_pictures(folder / "photos", "RGB"),
         )
 
-    def scene(self, seed: int, size: int) -> Sample:
-        """Several objects and distractors on a background, partly hiding one another."""
+    def scene(self, seed: int, size: int, most: int = 6) -> Sample:
+        """One to `most` objects and distractors on a background, partly hiding one another."""
         rng = np.random.default_rng(seed)
         canvas = self._background(rng, size)
         layers: list[tuple[int, np.ndarray, int]] = []  # class, visible mask, full area
-        for _ in range(rng.integers(1, 7)):
+        for _ in range(rng.integers(1, most + 1)):
             is_object = rng.random() < 0.8
             label = int(rng.choice(self.classes)) if is_object else -1
             pictures = self.cutouts[label] if is_object else self.distractors
@@ -93,12 +93,12 @@ def procedural_background(rng: np.random.Generator, size: int) -> np.ndarray:
     if rng.random() < 0.4:  # mostly greyish, as rooms are
         base, other = base.mean() + rng.normal(0, 12, 3), other.mean() + rng.normal(0, 12, 3)
     ramp = np.linspace(0, 1, size)[:, None] * rng.uniform(-1, 1) + np.linspace(0, 1, size) * rng.uniform(-1, 1)
-    canvas = base + ramp[..., None] * (other - base)
+    paint = base + ramp[..., None] * (other - base)
     for cells in (3, 9, 31):  # soft texture at several scales
         grain = rng.normal(0, rng.uniform(0, 22), (cells, cells, rng.choice((1, 3)))).astype(np.float32)
         grain = cv2.resize(grain, (size, size), interpolation=cv2.INTER_CUBIC).reshape(size, size, -1)
-        canvas = canvas + grain
-    canvas = np.clip(canvas, 0, 255).astype(np.uint8)
+        paint = paint + grain
+    canvas: np.ndarray = np.clip(paint, 0, 255).astype(np.uint8)
     for _ in range(rng.integers(0, 9)):  # furniture-like rectangles, discs, lines and stripes
         colour = tuple(float(c) for c in rng.uniform(0, 255, 3))
         p, q = ((int(a), int(b)) for a, b in rng.integers(-size // 4, size + size // 4, (2, 2)))
@@ -119,7 +119,7 @@ def procedural_background(rng: np.random.Generator, size: int) -> np.ndarray:
 def camera(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Lighting, white balance, blur, sensor noise and JPEG, as a webcam adds them."""
     size = image.shape[0]
-    x = image.astype(np.float32) / 255
+    x: np.ndarray = image.astype(np.float32) / 255
     if rng.random() < 0.6:
         low = rng.uniform(0.45, 1.0, (2, 2)).astype(np.float32)
         x *= cv2.resize(low, (size, size), interpolation=cv2.INTER_LINEAR)[..., None] * rng.uniform(1, 1.4)
@@ -134,10 +134,10 @@ def camera(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     elif blur < 0.4:
         x = cv2.filter2D(x, -1, _motion_kernel(rng, int(rng.integers(3, max(4, size // 40)))))
     x = x + rng.standard_normal(x.shape, dtype=np.float32) * np.float32(rng.uniform(0, 0.05))
-    out = np.clip(x * 255, 0, 255).astype(np.uint8)
+    out: np.ndarray = np.clip(x * 255, 0, 255).astype(np.uint8)
     if rng.random() < 0.5:
         coded = cv2.imencode(".jpg", out, (cv2.IMWRITE_JPEG_QUALITY, int(rng.integers(35, 95))))[1]
-        out = cv2.imdecode(coded, cv2.IMREAD_COLOR)
+        out = np.asarray(cv2.imdecode(coded, cv2.IMREAD_COLOR))
     return out
 
 
@@ -176,7 +176,7 @@ def _place(
     x1, y1 = np.ceil(moved.max(0)).astype(int).clip(0, size)
     if x1 - x0 < 3 or y1 - y0 < 3:
         return None
-    matrix = cv2.getPerspectiveTransform(corners, moved - np.float32((x0, y0)))
+    matrix = cv2.getPerspectiveTransform(corners, moved - np.array((x0, y0), np.float32))
     shape = (int(x1 - x0), int(y1 - y0))
     # Premultiplied, so that the transparent pixels' colour never bleeds into the edge.
     alpha = sheet[..., 3:].astype(np.float32) / 255

@@ -25,10 +25,11 @@ LICENCE = "GPL-3.0 repository; no separate licence is stated for the weights"
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command; returns 0, or 2 with a message for a file that cannot be used."""
-    parser = argparse.ArgumentParser(prog="python -m models.yolov9.convert", description=__doc__.split("\n")[0])
+    summary = (__doc__ or "").split("\n")[0]
+    parser = argparse.ArgumentParser(prog="python -m models.yolov9.convert", description=summary)
     parser.add_argument("source", metavar="IN.pt", type=Path, help="a .pt, .ckpt or .safetensors checkpoint")
     parser.add_argument("target", metavar="OUT.safetensors", type=Path, help="the file to write")
-    parser.add_argument("--float32", action="store_true", help="keep 32 bits a number (default: 16, as released)")
+    parser.add_argument("--float32", action="store_true", help="32 bits a number (default: 16, as released)")
     options = parser.parse_args(arguments)
     try:
         checkpoint = convert(options.source, options.target, float32=options.float32)
@@ -85,7 +86,8 @@ def _report(source: Path, checkpoint: Checkpoint) -> str:
         "network": info.name,
         "form": info.form,
         "naming": info.naming,
-        "classes": f"{info.classes}" + (f" ({', '.join(names[:4])}{', ...' if names[4:] else ''})" if names else ""),
+        "classes": str(info.classes),
+        "names": ", ".join(names[:5]) + (", ..." if names[5:] else "") if names else "none in the file",
         "class width": str(info.class_width),
         "parameters": f"{info.parameters:,}",
         "licence": LICENCE,

@@ -7,7 +7,8 @@ uninterrupted one would.
 
 from __future__ import annotations
 
-from pathlib import Path
+import math
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -15,8 +16,12 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from models.yolov9.augment import Augmentation, Labelled, augmented
 from models.yolov9.classes import COCO_NAMES
 from models.yolov9.compose import Composer, Sample
+from models.yolov9.datasets import DataSet, load_labelled, to_sample
+
+CROWD = 9  # objects in a training composite: more to learn from a picture than a validation scene's six
 
 
 class Batches(Protocol):
@@ -35,7 +40,7 @@ def collate(samples: list[Sample]) -> tuple[Tensor, Tensor]:
 class _Steps(torch.utils.data.Dataset):
     """One item a step."""
 
-    def __init__(self, make, start: int, total: int) -> None:
+    def __init__(self, make: Callable[[int], tuple[Tensor, Tensor]], start: int, total: int) -> None:
         self.make, self.start, self.total = make, start, total
 
     def __len__(self) -> int:
@@ -46,14 +51,22 @@ class _Steps(torch.utils.data.Dataset):
 
 
 class CompositeBatches:
-    """Endless composites: pictures of 192 to 256 px for the first 60 % of the run, then around `size`."""
+    """Endless composites: pictures of the `small` sizes for the first 60 % of the run, then of the `large`."""
 
     classes = len(COCO_NAMES)
     steps_per_epoch = 100
 
-    def __init__(self, art: Path, size: int, batch: int, epochs: int, seed: int) -> None:
-        self.composer = Composer.from_art(art)
-        self.size, self.batch, self.seed = size, batch, seed
+    def __init__(
+        self,
+        composer: Composer,
+        small: Sequence[int],
+        large: Sequence[int],
+        batch: int,
+        epochs: int,
+        seed: int,
+    ) -> None:
+        self.composer, self.small, self.large = composer, tuple(small), tuple(large)
+        self.batch, self.seed = batch, seed
         self.small_until = 0.6 * epochs * self.steps_per_epoch
 
     def from_step(self, start: int, total: int) -> Dataset:
@@ -61,13 +74,46 @@ class CompositeBatches:
 
     def make(self, step: int) -> tuple[Tensor, Tensor]:
         rng = np.random.default_rng((self.seed, step))
-        small = step < self.small_until
-        size = int(rng.choice((192, 224, 256) if small else (self.size - 64, self.size, self.size + 96)))
+        size = int(rng.choice(self.small if step < self.small_until else self.large))
         first = (self.seed * 1_000_000 + step) * self.batch
-        return collate([self.composer.scene(first + i, size) for i in range(self.batch)])
+        return collate([self.composer.scene(first + i, size, CROWD) for i in range(self.batch)])
 
 
 class FolderBatches:
-    @classmethod
-    def read(cls, path, images, recipe):
-        raise NotImplementedError
+    """A user's own pictures, shuffled each epoch, with the official augmentations."""
+
+    def __init__(
+        self,
+        data: DataSet,
+        size: int,
+        batch: int,
+        seed: int,
+        mosaic_until: int,
+        how: Augmentation | None = None,
+    ) -> None:
+        self.data, self.size, self.batch, self.seed = data, size, batch, seed
+        self.how = how or Augmentation()
+        self.classes = len(data.names)
+        self.steps_per_epoch = max(1, math.ceil(len(data.items) / batch))
+        self.mosaic_until = mosaic_until  # first epoch without mosaic
+
+    def from_step(self, start: int, total: int) -> Dataset:
+        return _Steps(self.make, start, total)
+
+    def make(self, step: int) -> tuple[Tensor, Tensor]:
+        epoch, place = divmod(step, self.steps_per_epoch)
+        count = len(self.data.items)
+        order = np.random.default_rng((self.seed, epoch)).permutation(count)
+        # A data set smaller than a batch, or its last batch, wraps around.
+        chosen = [order[(place * self.batch + i) % count] for i in range(self.batch)]
+        samples = []
+        for i, index in enumerate(chosen):
+            rng = np.random.default_rng((self.seed, step, i))
+
+            def pick(rng: np.random.Generator = rng) -> Labelled:
+                return load_labelled(self.data.items[rng.integers(count)], self.size)
+
+            first = load_labelled(self.data.items[index], self.size)
+            part = augmented(first, pick, self.size, rng, self.how, epoch < self.mosaic_until)
+            samples.append(to_sample(part))
+        return collate(samples)

@@ -22,8 +22,9 @@ import torch
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
+from models import yolov9
 from models.records import record
-from models.yolov9 import art, tiers
+from models.yolov9 import art
 from models.yolov9.classes import COCO_NAMES
 from models.yolov9.compose import Composer, Sample
 from models.yolov9.pipeline import Detector, letterbox, suppress, unletterbox
@@ -33,11 +34,11 @@ VALIDATION_SEED = 900_000_000  # far from any training seed
 CARD_VIEWS = 5  # pictures of each card
 
 
-def mean_average_precision(
-    detector: Detector, samples: Iterable[Sample], size: int
-) -> dict[str, Any]:
+def mean_average_precision(detector: Detector, samples: Iterable[Sample], size: int) -> dict[str, Any]:
     """COCO metrics over labelled pictures: `AP`, `AP50`, `AP75`, sizes, `AR100`, and `AP50` by class name."""
-    images, truth, found = [], [], []
+    images: list[dict[str, Any]] = []
+    truth: list[dict[str, Any]] = []
+    found: list[dict[str, Any]] = []
     for image_id, sample in enumerate(samples):
         h, w = sample.image.shape[:2]
         images.append({"id": image_id, "width": w, "height": h})
@@ -50,28 +51,33 @@ def mean_average_precision(
         for box, score, label in zip(*candidates(detector, sample.image, size), strict=True):
             x1, y1, x2, y2 = box
             found.append(
-                {"image_id": image_id, "category_id": label, "bbox": [x1, y1, x2 - x1, y2 - y1], "score": score}
+                {
+                    "image_id": image_id,
+                    "category_id": label,
+                    "bbox": [x1, y1, x2 - x1, y2 - y1],
+                    "score": score,
+                }
             )
     categories = [{"id": i, "name": name} for i, name in enumerate(detector.names)]
     return _coco_metrics({"images": images, "annotations": truth, "categories": categories}, found)
 
 
 @torch.inference_mode()
-def candidates(
-    detector: Detector, image: np.ndarray, size: int
-) -> tuple[list[list[float]], list[float], list[int]]:
+def candidates(detector: Detector, image: np.ndarray, size: int) -> tuple[list[list[float]], list[float], list[int]]:
     """Boxes (xyxy pixels), scores and classes by the validation protocol."""
     x, _ = letterbox(image, size, upscale=False)
     tensor = torch.from_numpy(x).permute(2, 0, 1)[None].to(detector.device, detector.dtype) / 255
     output = detector.network(tensor).float().cpu()[0]
-    boxes, scores, classes = suppress(
-        output, CONFIDENCE, IOU, max_detections=MAX_DETECTIONS, multi_label=True
-    )
+    boxes, scores, classes = suppress(output, CONFIDENCE, IOU, max_detections=MAX_DETECTIONS, multi_label=True)
     return unletterbox(boxes, x.shape[:2], image.shape[:2]).tolist(), scores.tolist(), classes.tolist()
 
 
 def card_accuracy(
-    detector: Detector, composer: Composer, cutouts: dict[int, list[np.ndarray]], size: int, views: int = CARD_VIEWS
+    detector: Detector,
+    composer: Composer,
+    cutouts: dict[int, list[np.ndarray]],
+    size: int,
+    views: int = CARD_VIEWS,
 ) -> dict[str, Any]:
     """Share of printed cards, seen through the camera model, whose highest-scored box has the right label."""
     right: dict[str, list[bool]] = {}
@@ -150,14 +156,11 @@ def main() -> None:
     parser.add_argument("--pictures", type=int, default=500, help="composites (embedded data)")
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
-    from models.runtime import choose_device
-
-    loaded = tiers.loader(args.tier, args.size, args.weights, args.weights_dir)
-    detector = loaded(lambda share, text: None, choose_device(args.device)).model
+    detector = yolov9.load(args.tier, args.size, args.weights, args.device, args.weights_dir)
     if args.data == "embedded":
         result = embedded_report(detector, args.art, args.pictures, args.pixels or 320)
     else:
-        from models.yolov9.data import read_samples
+        from models.yolov9.datasets import read_samples
 
         result = mean_average_precision(detector, read_samples(Path(args.data), args.images), args.pixels or 640)
     if args.out:

@@ -82,9 +82,7 @@ def _head_loss(maps: RawMaps, targets: Tensor) -> Losses:
 
 
 @torch.no_grad()
-def assign(
-    boxes: Tensor, scores: Tensor, points: Tensor, classes: Tensor, truth: Tensor, valid: Tensor
-) -> Assignment:
+def assign(boxes: Tensor, scores: Tensor, points: Tensor, classes: Tensor, truth: Tensor, valid: Tensor) -> Assignment:
     """Task-aligned assignment: each ground truth takes the 10 inside points of highest score^0.5 * CIoU^6.
 
     Args:
@@ -96,9 +94,7 @@ def assign(
     if g == 0:
         return Assignment(torch.zeros_like(boxes), torch.zeros_like(scores), scores.new_zeros(b, n).bool())
     # A point is a candidate if it lies inside the box. (B, G, N)
-    sides = torch.cat(
-        (points[None, None] - truth[:, :, None, :2], truth[:, :, None, 2:] - points[None, None]), -1
-    )
+    sides = torch.cat((points[None, None] - truth[:, :, None, :2], truth[:, :, None, 2:] - points[None, None]), -1)
     inside = (sides.amin(-1) > 1e-9) & valid[..., None]
     overlap = torch.stack([complete_box_iou(t, p, 1e-7) for t, p in zip(truth, boxes, strict=True)])
     overlap = torch.where(valid[..., None], overlap.clamp(min=0), 0)  # padding has no aspect ratio: nan

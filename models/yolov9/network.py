@@ -20,6 +20,7 @@ from models.errors import BadInput
 from models.yolov9.blocks import (
     DFL,
     ELAN1,
+    SPPELAN,
     AConv,
     ADown,
     CBFuse,
@@ -30,7 +31,6 @@ from models.yolov9.blocks import (
     RepConvN,
     RepNCSPELAN4,
     Silence,
-    SPPELAN,
     Upsample,
 )
 
@@ -40,9 +40,7 @@ Row = tuple[int | tuple[int, ...], nn.Module]
 RawMaps = list[Tensor]  # three raw head maps (B, 64 + classes, H/stride, W/stride)
 
 
-def build(
-    name: str, classes: int = 80, training: bool = False, class_width: int | None = None
-) -> Network:
+def build(name: str, classes: int = 80, training: bool = False, class_width: int | None = None) -> Network:
     """Builds a network with PyTorch's initial weights and the head's initial biases.
 
     Args:
@@ -159,15 +157,11 @@ def decode(maps: RawMaps, dfl: DFL) -> Tensor:
     return torch.cat((boxes, flat[:, 4 * DFL.BINS :].sigmoid()), 1)
 
 
-def anchor_points(
-    shapes: Sequence[tuple[int, int]], device: torch.device | str = "cpu"
-) -> tuple[Tensor, Tensor]:
+def anchor_points(shapes: Sequence[tuple[int, int]], device: torch.device | str = "cpu") -> tuple[Tensor, Tensor]:
     """Cell centres `(N, 2)` as x, y in stride units, and each one's stride `(N, 1)`."""
     points, strides = [], []
     for (h, w), stride in zip(shapes, STRIDES, strict=True):
-        y, x = torch.meshgrid(
-            torch.arange(h, device=device) + 0.5, torch.arange(w, device=device) + 0.5, indexing="ij"
-        )
+        y, x = torch.meshgrid(torch.arange(h, device=device) + 0.5, torch.arange(w, device=device) + 0.5, indexing="ij")
         points.append(torch.stack((x, y), -1).view(-1, 2))
         strides.append(torch.full((h * w, 1), float(stride), device=device))
     return torch.cat(points), torch.cat(strides)
@@ -222,9 +216,7 @@ def _box_towers(channels: Sequence[int]) -> nn.ModuleList:
     width = math.ceil(width / 4) * 4
     # Four groups: group g predicts side g of (left, top, right, bottom).
     return nn.ModuleList(
-        nn.Sequential(
-            Conv(c, width, 3), Conv(width, width, 3, g=4), nn.Conv2d(width, 4 * DFL.BINS, 1, groups=4)
-        )
+        nn.Sequential(Conv(c, width, 3), Conv(width, width, 3, g=4), nn.Conv2d(width, 4 * DFL.BINS, 1, groups=4))
         for c in channels
     )
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 from models import weights as sources
@@ -22,13 +21,15 @@ OFFICIAL_LICENCE = "published in a GPL-3.0 repository, no separate licence state
 OFFICIAL_SITE = "github.com/WongKinYiu/yolov9/releases/tag/v0.1"
 
 
-def loader(
+def load(
+    report: Progress,
+    device: Device,
     tier: str = "embedded",
     size: str | None = None,
     weights: str | Path | None = None,
     weights_dir: str | Path | None = None,
-) -> Callable[[Progress, Device], LoadedModel[Detector]]:
-    """Describes a detector to load.
+) -> LoadedModel[Detector]:
+    """Reads weights and builds a fused detector on `device`.
 
     Args:
         tier: `"embedded"` (weights in this repository) or `"official"` (published weights, from a folder).
@@ -37,8 +38,8 @@ def loader(
         weights_dir: folder that holds the official files.
 
     Raises:
-        BadInput: unknown tier or size. The returned function raises WeightsNotFound, WeightsCorrupt,
-        UnsafeCheckpoint or BadInput for a file that is missing, damaged, refused or of another network.
+        BadInput: unknown tier or size, or a file of another network. WeightsNotFound, WeightsCorrupt,
+        UnsafeCheckpoint: a file that is missing, damaged or refused.
     """
     if tier not in ("embedded", "official"):
         raise BadInput(f"Unknown tier {tier!r}. Choose embedded or official.")
@@ -46,27 +47,23 @@ def loader(
         raise BadInput(f"Unknown size {size!r}. Choose one of {', '.join(SIZES)}.")
     if tier == "embedded" and weights is None and size not in (None, "t"):
         raise BadInput(f"Embedded weights exist for size t only, not {size}. Use the official tier for it.")
-
-    def load(report: Progress, device: Device) -> LoadedModel[Detector]:
-        report(0.1, "Finding the weights")
-        if weights is not None:
-            path, licence, trained_on = Path(weights), "your own file", "not stated"
-        else:
-            path, licence, trained_on = _find(tier, size or "c", weights_dir)
-        report(0.3, f"Reading {path.name}")
-        network, info, names = load_network(path)
-        report(0.8, "Fusing")
-        fuse(network)
-        if names is None:
-            names = COCO_NAMES if info.classes == len(COCO_NAMES) else _numbered(info.classes)
-        detector = Detector(network, names, device)
-        parameters = sum(p.numel() for p in network.parameters())
-        size_bytes = sum(p.numel() * p.element_size() for p in network.parameters())
-        dtype = str(detector.dtype).removeprefix("torch.")
-        facts = ModelInfo(tier, path.name, licence, trained_on, parameters, size_bytes, device.name, dtype)
-        return LoadedModel(detector, facts)
-
-    return load
+    report(0.1, "Finding the weights")
+    if weights is not None:
+        path, licence, trained_on = Path(weights), "your own file", "not stated"
+    else:
+        path, licence, trained_on = _find(tier, size or "c", weights_dir)
+    report(0.3, f"Reading {path.name}")
+    network, info, stored_names = load_network(path)
+    report(0.8, "Fusing")
+    fuse(network)
+    known = COCO_NAMES if info.classes == len(COCO_NAMES) else _numbered(info.classes)
+    names = tuple(stored_names or known)
+    detector = Detector(network, names, device)
+    parameters = sum(p.numel() for p in network.parameters())
+    size_bytes = sum(p.numel() * p.element_size() for p in network.parameters())
+    dtype = str(detector.dtype).removeprefix("torch.")
+    facts = ModelInfo(tier, path.name, licence, trained_on, parameters, size_bytes, device.name, dtype)
+    return LoadedModel(detector, facts)
 
 
 def _find(tier: str, size: str, weights_dir: str | Path | None) -> tuple[Path, str, str]:

@@ -29,5 +29,5 @@ class Tracker:
             )
         )
         if len(tracked) and tracked.tracker_id is not None:
-            ids[tracked.data["row"].astype(int)] = tracked.tracker_id
+            ids[np.asarray(tracked.data["row"], int)] = tracked.tracker_id
         return replace(found, track_ids=ids)

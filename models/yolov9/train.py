@@ -26,7 +26,9 @@ from torch.utils.data import DataLoader
 from models import weights
 from models.errors import BadInput
 from models.yolov9.checkpoint import to_inference
+from models.yolov9.compose import Composer
 from models.yolov9.data import Batches, CompositeBatches, FolderBatches
+from models.yolov9.datasets import DataSet
 from models.yolov9.loss import Losses, detection_loss
 from models.yolov9.network import Network, build
 
@@ -60,12 +62,12 @@ class Recipe:
     seed: int = 0
 
 
-# 58k composites: small pictures first, AdamW instead of SGD, because 3 600 steps are 0.1 % of the
+# 38k composites: small pictures first, AdamW instead of SGD, because 2 400 steps are 0.1 % of the
 # official schedule; no accumulation and a shorter average for the same reason.
 EMBEDDED = Recipe(
     class_width=80,
     size=320,
-    epochs=36,
+    epochs=24,
     optimiser="adamw",
     lr=2e-3,
     schedule="cosine",
@@ -75,20 +77,23 @@ EMBEDDED = Recipe(
     accumulate=False,
     ema_decay=0.998,
     ema_ramp=300,
-    save_every=100,
+    save_every=50,
 )
 
 
-def train(recipe: Recipe, data: Batches, out: Path, device: str = "cpu") -> Network:
-    """Runs (or resumes) a recipe; leaves `last.pt` (full state), `best.safetensors` (EMA, inference form)
-    and `log.csv` in `out`. Returns the averaged network in its training form, in eval mode."""
+def train(recipe: Recipe, data: Batches, out: Path, device: str = "cpu", network: Network | None = None) -> Network:
+    """Runs (or resumes) a recipe; leaves `last.pt` (full state), `best.safetensors` (average, inference form)
+    and `log.csv` in `out`. Returns the averaged network in its training form, in eval mode.
+
+    `network` replaces the one that the recipe names (an ablation's variant of it).
+    """
     out.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(recipe.seed)
-    net = build(recipe.network, data.classes, training=True, class_width=recipe.class_width)
-    net = net.to(device, memory_format=torch.channels_last)
+    net = network or build(recipe.network, data.classes, training=True, class_width=recipe.class_width)
+    net = net.to(device).to(memory_format=torch.channels_last)
     average = Average(net, recipe)
     optimiser = make_optimiser(net, recipe)
-    state = {"step": 0, "seconds": 0.0}
+    state: dict[str, Any] = {"step": 0, "seconds": 0.0}
     last = out / "last.pt"
     if last.exists():
         saved = torch.load(last, map_location=device, weights_only=True)
@@ -101,8 +106,7 @@ def train(recipe: Recipe, data: Batches, out: Path, device: str = "cpu") -> Netw
     total = recipe.epochs * data.steps_per_epoch
     accumulate = max(round(NOMINAL_BATCH / recipe.batch), 1) if recipe.accumulate else 1
     log = out / "log.csv"
-    if not log.exists():
-        log.write_text("step,seconds,size,total,box,class,dfl\n")
+    _cut_log(log, state["step"])
     started = time.monotonic() - state["seconds"]
     reported = _Mean()
     for step, (images, targets) in _resumed(data, state["step"], total):
@@ -161,6 +165,7 @@ class Average:
         return net.eval()
 
     def inference_form(self) -> dict[str, Tensor]:
+        """What inference needs: the main branch. A `gelan-*` has nothing else."""
         return to_inference(self.tensors)
 
 
@@ -214,14 +219,19 @@ def _resumed(data: Batches, start: int, total: int) -> Iterator[tuple[int, tuple
     return zip(range(start, total), loader, strict=True)
 
 
-def _save(
-    path: Path, recipe: Recipe, net: Network, average: Average, optimiser: Any, state: dict[str, Any]
-) -> None:
+def _save(path: Path, recipe: Recipe, net: Network, average: Average, optimiser: Any, state: dict[str, Any]) -> None:
     """Writes the whole state beside `path`, then renames: a kill leaves the previous file intact."""
     temporary = path.with_suffix(".tmp")
     content = {"recipe": _plain(recipe), "net": net.state_dict(), "average": average.state()}
     torch.save({**content, "optimiser": optimiser.state_dict(), "state": state}, temporary)
     temporary.replace(path)
+
+
+def _cut_log(log: Path, step: int) -> None:
+    """Starts the log, or drops the lines of steps that were lost and will be made again."""
+    lines = log.read_text().splitlines() if log.exists() else []
+    kept = [line for line in lines[1:] if int(line.split(",")[0]) <= step]
+    log.write_text("\n".join(["step,seconds,size,total,box,class,dfl", *kept]) + "\n")
 
 
 def _plain(recipe: Recipe) -> dict[str, Any]:
@@ -264,9 +274,13 @@ def main() -> None:
     recipe = replace(recipe, **given)
     data: Batches
     if args.data == "embedded":
-        data = CompositeBatches(args.art, recipe.size, recipe.batch, recipe.epochs, recipe.seed)
+        large = (recipe.size - 64, recipe.size, recipe.size + 64)
+        composer = Composer.from_art(args.art)
+        data = CompositeBatches(composer, (192, 224, 256), large, recipe.batch, recipe.epochs, recipe.seed)
     else:
-        data = FolderBatches.read(Path(args.data), args.images, recipe)
+        found = DataSet.read(Path(args.data), args.images)
+        mosaic_until = recipe.epochs - recipe.close_mosaic
+        data = FolderBatches(found, recipe.size, recipe.batch, recipe.seed, mosaic_until)
     train(recipe, data, args.out, args.device)
 
 

@@ -389,9 +389,7 @@ class TestDevice:
             assert device.native_bf16 == (device.dtype == "bfloat16")
 
     def test_auto_prefers_cuda(self):
-        expected = (
-            "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-        )
+        expected = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
         assert choose_device("auto").type == expected
 
     @pytest.mark.parametrize("requested", ["cuda:99", "tpu", "cpu:1"])

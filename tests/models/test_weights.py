@@ -69,9 +69,7 @@ class TestResolve:
         assert resolve(source, weights_dir=brought).origin == "asset"
         (assets / asset).unlink()
         assert resolve(source, weights_dir=brought).origin == "package"
-        source = Source(
-            **KNOWN, asset=asset, package="not_installed/tiny.safetensors", local="tiny.safetensors"
-        )
+        source = Source(**KNOWN, asset=asset, package="not_installed/tiny.safetensors", local="tiny.safetensors")
         found = resolve(source, weights_dir=brought)
         assert (found.origin, found.path) == ("folder", brought / "tiny.safetensors")
         assert (found.licence, found.trained_on) == ("Apache-2.0", "emoji")
@@ -120,9 +118,7 @@ class TestResolve:
         assert line == (folder / "SHA256SUMS").read_text()
 
     def test_a_checksum_in_the_source_holds_for_every_place(self, brought):
-        good = Source(
-            **KNOWN, local="tiny.safetensors", sha256=sha256_of(brought / "tiny.safetensors").upper()
-        )
+        good = Source(**KNOWN, local="tiny.safetensors", sha256=sha256_of(brought / "tiny.safetensors").upper())
         assert resolve(good, weights_dir=brought).origin == "folder"
         with pytest.raises(WeightsCorrupt, match="SHA-256"):
             resolve(Source(**KNOWN, local="tiny.safetensors", sha256="0" * 64), weights_dir=brought)
@@ -191,6 +187,9 @@ class TestReading:
             for name, tensor in (TENSORS | transposed).items():
                 torch.testing.assert_close(read(path)[name], tensor, rtol=0, atol=0)
         assert os.listdir(tmp_path) == [path.name]
+        plain = tmp_path / "plain"
+        plain.touch()
+        assert path.stat().st_mode == plain.stat().st_mode  # readable for whom the umask says
 
     def test_a_failed_write_leaves_the_old_file(self, tmp_path):
         path = tmp_path / "tiny.safetensors"
