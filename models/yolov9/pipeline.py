@@ -80,8 +80,7 @@ class Detector:
     def __init__(self, network: Network, names: Sequence[str], device: Device) -> None:
         self.names = tuple(names)
         self.device = torch.device(device.name)
-        # On a CPU bf16 loses more accuracy than it gains time at batch 1; see benchmarks.
-        self.dtype = torch.float16 if device.type == "cuda" else torch.float32
+        self.dtype = _fast_dtype(device)
         self.network = network.eval().to(self.device, self.dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     @torch.inference_mode()
@@ -127,6 +126,13 @@ class Detector:
             (picture.shape[1], picture.shape[0]),
             Timing((ready - start) * 1e3, (predicted - ready) * 1e3, (done - predicted) * 1e3),
         )
+
+
+def _fast_dtype(device: Device) -> torch.dtype:
+    """Half precision where it was measured to be faster (tests/benchmarks/bench_yolov9_speed.py)."""
+    if device.type == "cuda":
+        return torch.float16
+    return torch.bfloat16 if device.type == "cpu" and device.native_bf16 else torch.float32
 
 
 def letterbox(

@@ -13,7 +13,7 @@ from models.errors import BadInput
 def make(path, frames, rate=25, size=(64, 48)):
     with video.Writer(path, *size, Fraction(rate)) as writer:
         for k in range(frames):
-            writer.write(np.full((size[1], size[0], 3), 10 + 20 * k, np.uint8))
+            writer.write(np.full((size[1], size[0], 3), (10 + 20 * k) % 250, np.uint8))
     return path
 
 
