@@ -45,8 +45,11 @@ class Composer:
             art.load_pictures(folder / "photos", "RGB"),
         )
 
-    def scene(self, seed: int, size: int, most: int = 6) -> Sample:
-        """One to `most` objects and distractors on a background, partly hiding one another."""
+    def scene(self, seed: int, size: int, most: int = 6, extent: tuple[float, float] = (0.09, 0.85)) -> Sample:
+        """One to `most` objects and distractors on a background, partly hiding one another.
+
+        `extent`: range of an object's longer side, as a share of the picture's.
+        """
         rng = np.random.default_rng(seed)
         canvas = self._background(rng, size)
         layers: list[tuple[int, np.ndarray, int]] = []  # class, visible mask, full area
@@ -55,8 +58,8 @@ class Composer:
             label = int(rng.choice(self.classes)) if is_object else -1
             pictures = self.cutouts[label] if is_object else self.distractors
             picture = pictures[rng.integers(len(pictures))]
-            extent = size * float(np.exp(rng.uniform(np.log(0.09), np.log(0.85))))
-            placed = _place(canvas, picture, extent, rng, card=rng.random() < 0.3)
+            side = size * float(np.exp(rng.uniform(*np.log(extent))))
+            placed = _place(canvas, picture, side, rng, card=rng.random() < 0.3)
             if placed is None:
                 continue
             cover, mask = placed

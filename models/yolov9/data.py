@@ -64,8 +64,11 @@ class CompositeBatches:
         batch: int,
         epochs: int,
         seed: int,
+        most: int = CROWD,
+        extent: tuple[float, float] = (0.09, 0.85),
     ) -> None:
         self.composer, self.small, self.large = composer, tuple(small), tuple(large)
+        self.most, self.extent = most, extent
         self.batch, self.seed = batch, seed
         self.small_until = 0.6 * epochs * self.steps_per_epoch
 
@@ -76,7 +79,7 @@ class CompositeBatches:
         rng = np.random.default_rng((self.seed, step))
         size = int(rng.choice(self.small if step < self.small_until else self.large))
         first = (self.seed * 1_000_000 + step) * self.batch
-        return collate([self.composer.scene(first + i, size, CROWD) for i in range(self.batch)])
+        return collate([self.composer.scene(first + i, size, self.most, self.extent) for i in range(self.batch)])
 
 
 class FolderBatches:

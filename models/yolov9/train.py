@@ -1,6 +1,7 @@
 """Trains a YOLOv9 (with PGI) or GELAN network; resumes by itself from the last checkpoint in `--out`.
 
-    python -m models.yolov9.train --data embedded --out runs/yolov9/embedded     # the shipped weights
+    python -m models.yolov9.train --data embedded --out runs/yolov9/embedded     # the shipped weights: stage 1,
+    python -m models.yolov9.train --data embedded-close --init runs/yolov9/embedded/last.pt --out runs/yolov9/close
     python -m models.yolov9.train --data my/data.yaml --out runs/yolov9/mine      # YOLO format
     python -m models.yolov9.train --data my/annotations.json --images my/images --out runs/yolov9/mine   # COCO
 
@@ -81,6 +82,13 @@ EMBEDDED = Recipe(
 )
 
 
+# Second stage: many more pictures for the same time, each small and filled by few objects, so that the
+# classes are learnt. Cards before a camera look like this too.
+EMBEDDED_CLOSE = replace(
+    EMBEDDED, size=128, batch=24, epochs=15, lr=1.5e-3, warmup_epochs=1, ema_ramp=100, save_every=100, seed=1
+)
+
+
 def train(recipe: Recipe, data: Batches, out: Path, device: str = "cpu", network: Network | None = None) -> Network:
     """Runs (or resumes) a recipe; leaves `last.pt` (full state), `best.safetensors` (average, inference form)
     and `log.csv` in `out`. Returns the averaged network in its training form, in eval mode.
@@ -133,6 +141,13 @@ def train(recipe: Recipe, data: Batches, out: Path, device: str = "cpu", network
             )
             print(f"step {step + 1}/{total}  {state['seconds'] / 60:.1f} min", flush=True)
     return average.network(net)
+
+
+def started_from(last: Path, recipe: Recipe, classes: int) -> Network:
+    """The recipe's network with the averaged weights of another run (its `last.pt`)."""
+    net = build(recipe.network, classes, training=True, class_width=recipe.class_width)
+    net.load_state_dict(torch.load(last, map_location="cpu", weights_only=True)["average"]["tensors"])
+    return net
 
 
 class Average:
@@ -263,6 +278,7 @@ def main() -> None:
     parser.add_argument("--images", type=Path, help="image folder of a COCO annotation file")
     parser.add_argument("--art", type=Path, default=Path("runs/yolov9/art"), help="cut-outs of models.yolov9.art")
     parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--init", type=Path, help="start from the averaged weights of this run's last.pt")
     parser.add_argument("--device", default="cpu")
     for name, kind in (
         ("network", str), ("class-width", int), ("size", int), ("batch", int), ("epochs", int),
@@ -270,7 +286,7 @@ def main() -> None:
     ):  # fmt: skip
         parser.add_argument(f"--{name}", type=kind)
     args = parser.parse_args()
-    recipe = EMBEDDED if args.data == "embedded" else Recipe()
+    recipe = {"embedded": EMBEDDED, "embedded-close": EMBEDDED_CLOSE}.get(args.data, Recipe())
     given = {k: v for k, v in vars(args).items() if v is not None and hasattr(recipe, k)}
     recipe = replace(recipe, **given)
     data: Batches
@@ -278,11 +294,17 @@ def main() -> None:
         large = (recipe.size - 64, recipe.size, recipe.size + 64)
         composer = Composer.from_art(args.art)
         data = CompositeBatches(composer, (192, 224, 256), large, recipe.batch, recipe.epochs, recipe.seed)
+    elif args.data == "embedded-close":
+        sizes = (96, 128, 160)
+        composer = Composer.from_art(args.art)
+        data = CompositeBatches(
+            composer, sizes, sizes, recipe.batch, recipe.epochs, recipe.seed, most=4, extent=(0.25, 0.95)
+        )
     else:
         found = DataSet.read(Path(args.data), args.images)
         mosaic_until = recipe.epochs - recipe.close_mosaic
         data = FolderBatches(found, recipe.size, recipe.batch, recipe.seed, mosaic_until)
-    train(recipe, data, args.out, args.device)
+    train(recipe, data, args.out, args.device, started_from(args.init, recipe, data.classes) if args.init else None)
 
 
 if __name__ == "__main__":

@@ -5,12 +5,13 @@ from pathlib import Path
 
 import av
 import pytest
-from playwright.sync_api import Page, sync_playwright
+from playwright.sync_api import Page, expect, sync_playwright
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 EXAMPLES = ROOT / "assets" / "yolov9" / "examples"
 OUTPUT = ROOT / "tests" / "output"
 CHROMIUM = "/usr/bin/chromium"
+expect.set_options(timeout=60_000)  # a busy machine is slow, not wrong
 QUIET = (
     "--no-sandbox",
     "--disable-gpu",
