@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 ASSETS = Path(__file__).resolve().parent.parent / "assets" / "yolov9"
 SIZES = {"embedded": (192, 256, 320, 416, 640), "official": (320, 416, 512, 640, 960, 1280)}
-DEFAULT_SIZE = {"embedded": 256, "official": 640}  # the embedded weights were trained on small pictures
+DEFAULT_SIZE = {"embedded": 192, "official": 640}  # the embedded weights were trained on small pictures
 EMBEDDED_BYTES, OFFICIAL_BYTES = 60_000_000, {"t": 60e6, "s": 110e6, "m": 220e6, "c": 300e6, "e": 500e6}
 FORMATS = ("JSON", "CSV", "COCO", "YOLO")
 SUFFIX = {"JSON": ".json", "CSV": ".csv", "COCO": ".json", "YOLO": ".txt"}

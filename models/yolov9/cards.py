@@ -26,7 +26,7 @@ CARD_VENDORS = ("noto", "fluent-flat", "openclipart")
 CARD_PIXELS = 512
 PAGE, DPI = (1240, 874), 212  # A6 landscape
 EXAMPLE_SEEDS = (11, 23, 31, 47)
-VIDEO_CARDS = ("banana", "dog", "bicycle", "pizza", "scissors", "teddy bear")
+VIDEO_CARDS = ("laptop", "sandwich", "hot dog", "teddy bear", "bus", "donut")
 
 
 def card_pictures(art_folder: Path, downloads: Path) -> dict[str, Image.Image]:
@@ -41,7 +41,7 @@ def card_pictures(art_folder: Path, downloads: Path) -> dict[str, Image.Image]:
                 sharp = dict(art.large_pictures(vendor, name, ordered[0], downloads, CARD_PIXELS))
                 picture = sharp.get(ordered[0]) or Image.open(found[ordered[0]]).convert("RGBA")
                 scale = CARD_PIXELS / max(picture.size)
-                size = tuple(max(1, round(s * scale)) for s in picture.size)
+                size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
                 pictures[name] = picture.resize(size, Image.Resampling.LANCZOS)
                 break
     return pictures

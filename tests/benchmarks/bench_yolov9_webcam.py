@@ -52,7 +52,7 @@ def measure(url: str, camera: Path, size: int, seconds: float) -> dict:
         page.evaluate(LISTEN)
         page.get_by_label(str(size), exact=True).check()
         page.get_by_text("Click to Access Webcam").click()
-        page.locator("#yolov9-webcam").get_by_text("Record").click()
+        page.locator("#yolov9-webcam").get_by_text("Record", exact=True).click()
         page.wait_for_function("() => window.drawn.length >= 20")
         skip = page.evaluate("() => window.drawn.length")
         page.wait_for_timeout(seconds * 1000)
