@@ -75,15 +75,19 @@ def test_padding_changes_nothing():
 
 
 @pytest.mark.parametrize("name", ["gelan-t", "yolov9-t"])
-def test_one_step_lowers_the_loss_and_reaches_every_weight(name):
+def test_a_few_steps_lower_the_loss_and_reach_every_weight(name):
     torch.manual_seed(0)
     network = build(name, classes=3, training=True, class_width=80)
     images = torch.rand(2, 3, 96, 96)
     targets = torch.tensor([[0, 1, 0.5, 0.5, 0.5, 0.5], [1, 2, 0.4, 0.6, 0.7, 0.3]])
-    optimiser = torch.optim.SGD(network.parameters(), lr=1e-6)
+    optimiser = torch.optim.Adam(network.parameters(), lr=1e-3)
     before = detection_loss(network(images), targets).total
     before.backward()
     missing = [n for n, p in network.named_parameters() if p.requires_grad and p.grad is None]
     assert missing == []
-    optimiser.step()
-    assert detection_loss(network(images), targets).total < before
+    for _ in range(15):
+        optimiser.step()
+        optimiser.zero_grad()
+        after = detection_loss(network(images), targets).total
+        after.backward()
+    assert after < 0.8 * before
