@@ -1,8 +1,10 @@
-"""The shipped flash-card drawings."""
+"""The shipped flash-card drawings; one thread for tests of many tiny tensors."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
 
 CARDS = Path(__file__).resolve().parents[3] / "assets" / "yolov9" / "cards"
@@ -19,3 +21,12 @@ def flash_card_pictures() -> list[tuple[str, Image.Image]]:
         card.paste(drawing, ((side - drawing.width) // 2, (side - drawing.height) // 2), drawing)
         found.append((path.stem, card))
     return found
+
+
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """Many tiny tensors: threads only wait for one another, for minutes where the cores are shared."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from copy import deepcopy
 from dataclasses import dataclass
 from functools import cache
@@ -15,15 +14,9 @@ from torch import Tensor, nn
 from models.errors import BadInput
 from models.yolov9.blocks import DFL
 from models.yolov9.network import SIZES, Detect, DualDetect, Network, build, decode, fuse
+from tests.models.yolov9.vectors import pseudo_random
 
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread() -> Iterator[None]:
-    """Many tiny tensors: threads only wait for one another, for minutes where the cores are shared."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @dataclass(frozen=True)
@@ -381,7 +374,7 @@ def _filled(key: str, shape: torch.Size, j: int) -> Tensor:
         return torch.zeros((), dtype=torch.int64)
     if ".dfl" in key:
         return torch.arange(16.0).view(shape)
-    u = _noise(shape.numel(), j)
+    u = pseudo_random(shape.numel(), j)
     if len(shape) == 4:
         last = ".cv2." in key or ".cv3." in key
         last = last and key.split(".")[1] in ("22", "42") and key.endswith(".2.weight")
@@ -395,15 +388,6 @@ def _filled(key: str, shape: torch.Size, j: int) -> Tensor:
     else:
         values = 0.1 * u
     return torch.from_numpy(values.astype(np.float32)).view(shape)
-
-
-def _noise(count: int, j: int) -> np.ndarray:
-    """u(i, j) of Appendix A for i = 0 .. count - 1, float64 in [-1, 1)."""
-    h = np.arange(count, dtype=np.uint32) * np.uint32(2654435761) + np.uint32(j * 40503 % 2**32)
-    h ^= h >> np.uint32(16)
-    h *= np.uint32(2246822519)
-    h ^= h >> np.uint32(13)
-    return h / 2.0**31 - 1
 
 
 def _image() -> Tensor:
