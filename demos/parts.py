@@ -3,9 +3,12 @@
 import functools
 import inspect
 import logging
+import os
+import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from html import escape
+from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 import gradio as gr
@@ -16,12 +19,15 @@ from models.runtime import ModelHandle, ModelInfo, Status
 
 __all__ = [
     "AppOptions",
+    "Cancel",
     "Demo",
     "EvidenceRow",
+    "cancel_by",
     "evidence_html",
     "evidence_table",
     "image_file",
     "paper_card",
+    "private_folder",
     "status_html",
     "status_line",
     "user_errors",
@@ -82,6 +88,29 @@ def image_file(**options: Any) -> gr.Image:
     image = gr.Image(type="filepath", image_mode=None, **options)
     image.preprocess = lambda payload: payload.path if payload else None  # type: ignore[method-assign]
     return image
+
+
+Cancel = dict[str, bool]  # {"asked": ...}: one visitor's, shared by the running job and the button
+
+
+def cancel_by(button: gr.Button, api_name: str) -> gr.State:
+    """A state whose `"asked"` turns True when `button` is pressed; a long job looks at it and ends itself.
+
+    Gradio's own `cancels=` marks the outputs as failed and swallows the next press of the job's button.
+    Each job sets `"asked"` to False when it starts.
+    """
+    state = gr.State({"asked": False})
+
+    def ask(cancel: Cancel) -> None:
+        cancel["asked"] = True
+
+    button.click(ask, state, None, queue=False, show_progress="hidden", api_name=api_name)
+    return state
+
+
+def private_folder() -> Path:
+    """A new folder only this process reads, where Gradio may serve files from."""
+    return Path(tempfile.mkdtemp(dir=os.environ.get("GRADIO_TEMP_DIR")))
 
 
 @dataclass(frozen=True)

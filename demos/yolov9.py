@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -323,29 +321,23 @@ def _video_tab(handles: dict[str, Handle], settings: list[gr.components.Componen
         save = _export_row()
     found_state = gr.State(None)
     outputs = [preview, result, progress_text, found_state]
+    cancel = parts.cancel_by(stop, "yolov9_video_cancel")
 
     @parts.user_errors
-    def detect_video(path: str | None, *values: Any) -> Iterator[tuple[Any, ...]]:
+    def detect_video(path: str | None, cancel: parts.Cancel, *values: Any) -> Iterator[tuple[Any, ...]]:
         if path is None:
             raise BadInput("There is no video yet. Drop one, or record one with the camera.")
         chosen = Settings.of(handles, values)
-        yield from _annotate_video(handles[chosen.weights], chosen, path)
+        cancel["asked"] = False
+        yield from _annotate_video(handles[chosen.weights], chosen, path, cancel)
 
-    event = run.click(
-        detect_video, [video, *settings], outputs, **JOBS, api_name="yolov9_video", show_progress="hidden"
-    )
-    stop.click(
-        lambda: (gr.Image(visible=False), gr.Video(visible=True), "<p>Cancelled.</p>"),
-        None,
-        [preview, result, progress_text],
-        cancels=[event],
-        queue=False,
-        api_name="yolov9_video_cancel",
+    run.click(
+        detect_video, [video, cancel, *settings], outputs, **JOBS, api_name="yolov9_video", show_progress="hidden"
     )
     _wire_export(save, found_state, "yolov9_video_export")
 
 
-def _annotate_video(handle: Handle, chosen: Settings, path: str) -> Iterator[tuple[Any, ...]]:
+def _annotate_video(handle: Handle, chosen: Settings, path: str, cancel: parts.Cancel) -> Iterator[tuple[Any, ...]]:
     """Yields previews and progress, last the finished MP4. A cancelled run leaves no file."""
     from models import video
     from models.yolov9.draw import annotate
@@ -353,7 +345,7 @@ def _annotate_video(handle: Handle, chosen: Settings, path: str) -> Iterator[tup
     info = video.probe(path)
     tracker = _new_tracker(float(info.rate)) if chosen.track else None
     frames: list[Detections] = []
-    target = Path(tempfile.mkdtemp(dir=os.environ.get("GRADIO_TEMP_DIR"))) / "detections.mp4"
+    target = parts.private_folder() / "detections.mp4"
     finished = False
     started = shown = time.perf_counter()
     try:
@@ -362,6 +354,9 @@ def _annotate_video(handle: Handle, chosen: Settings, path: str) -> Iterator[tup
             video.Writer(target, info.width, info.height, Fraction(info.rate)) as writer,
         ):
             for frame in video.read_frames(path):
+                if cancel["asked"]:
+                    yield gr.Image(visible=False), gr.Video(visible=True), "<p>Cancelled.</p>", gr.skip()
+                    return
                 found = chosen.detect(detector, frame)
                 found = tracker.update(found) if tracker else found
                 drawn = annotate(frame, found, chosen.scores)
@@ -414,8 +409,7 @@ def _wire_export(row: tuple[gr.Radio, gr.Button, gr.File], found: gr.State, api_
         if not frames:
             raise BadInput("There is nothing to export yet. Press Detect first.")
         text = export(frames, chosen)
-        folder = Path(tempfile.mkdtemp(dir=os.environ.get("GRADIO_TEMP_DIR")))
-        path = folder / f"detections-{chosen.lower()}{SUFFIX[chosen]}"
+        path = parts.private_folder() / f"detections-{chosen.lower()}{SUFFIX[chosen]}"
         path.write_text(text)
         return str(path)
 

@@ -1,7 +1,6 @@
 """Trains a YOLOv9 (with PGI) or GELAN network; resumes by itself from the last checkpoint in `--out`.
 
-    python -m models.yolov9.train --data embedded --out runs/yolov9/embedded     # the shipped weights: stage 1,
-    python -m models.yolov9.train --data embedded-close --init runs/yolov9/embedded/last.pt --out runs/yolov9/close
+    python -m models.yolov9.train --data embedded --init runs/yolov9/pretrain/last.pt --out runs/yolov9/embedded
     python -m models.yolov9.train --data my/data.yaml --out runs/yolov9/mine      # YOLO format
     python -m models.yolov9.train --data my/annotations.json --images my/images --out runs/yolov9/mine   # COCO
 
@@ -26,14 +25,19 @@ from torch.utils.data import DataLoader
 
 from models import weights
 from models.errors import BadInput
+from models.runtime import choose_device
 from models.yolov9.checkpoint import to_inference
 from models.yolov9.compose import Composer
-from models.yolov9.data import Batches, CompositeBatches, FolderBatches
+from models.yolov9.data import Batches, EmbeddedBatches, FolderBatches
 from models.yolov9.datasets import DataSet
 from models.yolov9.loss import Losses, detection_loss
 from models.yolov9.network import Network, build
+from models.yolov9.scenes import Scenes
 
 NOMINAL_BATCH = 64
+# Of t and s: the layers below the head, and the auxiliary neck's layers with those of the main one that they copy.
+PRETRAINED = range(22)
+AUXILIARY_COPIES = {9: 22, 12: 25, 15: 28}
 
 
 @dataclass(frozen=True)
@@ -63,14 +67,13 @@ class Recipe:
     seed: int = 0
 
 
-# 34k composites: small pictures first, AdamW instead of SGD, because 2 100 steps are less than 0.1 % of the
-# official schedule; no accumulation and a shorter average for the same reason.
+# Starts from the pretrained network. AdamW instead of SGD, because 2 300 steps are less than 0.1 % of the official
+# schedule; no accumulation and a shorter average for the same reason.
 EMBEDDED = Recipe(
     class_width=80,
-    size=320,
-    epochs=21,
+    epochs=23,
     optimiser="adamw",
-    lr=2e-3,
+    lr=1.5e-3,
     schedule="cosine",
     weight_decay=0.02,
     warmup_epochs=1.5,
@@ -79,13 +82,6 @@ EMBEDDED = Recipe(
     ema_decay=0.998,
     ema_ramp=300,
     save_every=50,
-)
-
-
-# Second stage: many more pictures for the same time, each small and filled by few objects, so that the
-# classes are learnt. Cards before a camera look like this too.
-EMBEDDED_CLOSE = replace(
-    EMBEDDED, size=128, batch=24, epochs=15, lr=1.5e-3, warmup_epochs=1, ema_ramp=100, save_every=100, seed=1
 )
 
 
@@ -144,9 +140,23 @@ def train(recipe: Recipe, data: Batches, out: Path, device: str = "cpu", network
 
 
 def started_from(last: Path, recipe: Recipe, classes: int) -> Network:
-    """The recipe's network with the averaged weights of another run (its `last.pt`)."""
+    """The recipe's network, with the weights of `last.pt` of another run or of `models.yolov9.pretrain`.
+
+    From pretraining come all layers below the head; PGI's auxiliary neck starts as a copy of the main one.
+    """
     net = build(recipe.network, classes, training=True, class_width=recipe.class_width)
-    net.load_state_dict(torch.load(last, map_location="cpu", weights_only=True)["average"]["tensors"])
+    saved = torch.load(last, map_location="cpu", weights_only=True)
+    if "average" in saved:
+        net.load_state_dict(saved["average"]["tensors"])
+        return net
+    state = net.state_dict()
+    for name, value in saved["network"].items():
+        layer, _, rest = name.removeprefix("model.").partition(".")
+        if int(layer) in PRETRAINED:
+            state[name] = value
+        if int(layer) in AUXILIARY_COPIES:
+            state[f"model.{AUXILIARY_COPIES[int(layer)]}.{rest}"] = value
+    net.load_state_dict(state)
     return net
 
 
@@ -224,10 +234,15 @@ def set_rates(optimiser: torch.optim.Optimizer, recipe: Recipe, step: int, per_e
 
 def _step(net: Network, images: Tensor, targets: Tensor) -> Losses:
     images = images.to(memory_format=torch.channels_last).float() / 255
-    with torch.autocast(images.device.type, torch.bfloat16):
+    with mixed_precision(images.device.type):
         outputs = net(images)
     assert not isinstance(outputs, Tensor)
     return detection_loss(outputs, targets)
+
+
+def mixed_precision(device: str) -> torch.autocast:
+    """bfloat16 autocast where the hardware computes in it; CPUs without it would emulate, ten times slower."""
+    return torch.autocast(device, torch.bfloat16, enabled=choose_device(device).native_bf16)
 
 
 def _resumed(data: Batches, start: int, total: int) -> Iterator[tuple[int, tuple[Tensor, Tensor]]]:
@@ -278,7 +293,7 @@ def main() -> None:
     parser.add_argument("--images", type=Path, help="image folder of a COCO annotation file")
     parser.add_argument("--art", type=Path, default=Path("runs/yolov9/art"), help="cut-outs of models.yolov9.art")
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--init", type=Path, help="start from the averaged weights of this run's last.pt")
+    parser.add_argument("--init", type=Path, help="start from last.pt of another run or of models.yolov9.pretrain")
     parser.add_argument("--device", default="cpu")
     for name, kind in (
         ("network", str), ("class-width", int), ("size", int), ("batch", int), ("epochs", int),
@@ -286,20 +301,13 @@ def main() -> None:
     ):  # fmt: skip
         parser.add_argument(f"--{name}", type=kind)
     args = parser.parse_args()
-    recipe = {"embedded": EMBEDDED, "embedded-close": EMBEDDED_CLOSE}.get(args.data, Recipe())
+    recipe = EMBEDDED if args.data == "embedded" else Recipe()
     given = {k: v for k, v in vars(args).items() if v is not None and hasattr(recipe, k)}
     recipe = replace(recipe, **given)
     data: Batches
     if args.data == "embedded":
-        large = (recipe.size - 64, recipe.size, recipe.size + 64)
-        composer = Composer.from_art(args.art)
-        data = CompositeBatches(composer, (192, 224, 256), large, recipe.batch, recipe.epochs, recipe.seed)
-    elif args.data == "embedded-close":
-        sizes = (96, 128, 160)
-        composer = Composer.from_art(args.art)
-        data = CompositeBatches(
-            composer, sizes, sizes, recipe.batch, recipe.epochs, recipe.seed, most=4, extent=(0.25, 0.95)
-        )
+        scenes, composer = Scenes.from_art(args.art), Composer.from_art(args.art)
+        data = EmbeddedBatches(scenes, composer, recipe.epochs, recipe.seed)
     else:
         found = DataSet.read(Path(args.data), args.images)
         mosaic_until = recipe.epochs - recipe.close_mosaic
