@@ -1,0 +1,145 @@
+"""Recorded evidence: passkey accuracy and perplexity against length.
+
+    python -m models.longrope.evaluate passkey --lengths 4096 12288 --methods none pi ntk yarn --trials 10
+    python -m models.longrope.evaluate perplexity --text book.txt --lengths 4096 12288
+
+Every answer is appended to `runs/longrope/*.jsonl` at once, so a killed run goes on where it stopped; the summary
+in `assets/longrope/evidence/` is rewritten after each. Scored seeds are far from those the search uses.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import math
+import statistics
+from collections.abc import Iterable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from models import longrope
+from models.errors import BadInput
+from models.longrope.engine import Mode, Reading
+from models.longrope.passkey import make_prompt, run, wilson
+from models.longrope.pipeline import Model
+from models.longrope.rope import METHODS, RopeScaling
+from models.longrope.tables import read_csv
+from models.records import record
+
+EVIDENCE = Path("assets/longrope/evidence")
+SCORED_SEED = 5_000_000
+STREAMING = "streaming"
+
+
+def method_scaling(model: Model, method: str, length: int, table: Path | None) -> tuple[str, RopeScaling]:
+    """The label and the factors a method has at a length. Within the trained window all leave the model as it is."""
+    if method == "longrope":
+        if table is None:
+            raise BadInput("LongRoPE needs --table FILE.csv, made by models.longrope.search or the tab.")
+        factors, _ = read_csv(table.read_bytes(), model.config.rotary_dim // 2)
+        return f"longrope {table.stem}", model.scaling("longrope", length, factors)
+    return method, model.scaling("none" if method == STREAMING else method, max(length, model.window))
+
+
+def passkey(model: Model, args: argparse.Namespace) -> None:
+    """Trials spread evenly over depths; every method answers the same prompts."""
+    log = _Log(args.runs / "passkey.jsonl")
+    for length, trial, method in itertools.product(args.lengths, range(args.trials), args.methods):
+        label, rope = method_scaling(model, method, length, args.table)
+        mode: Mode = "streaming" if method == STREAMING else args.mode
+        place = {"method": label, "mode": mode, "kv": args.kv, "target": length, "trial": trial}
+        if not log.has(place):
+            prompt = make_prompt(model, length, (trial + 0.5) / args.trials, SCORED_SEED + trial)
+            done = run(model, prompt, rope, Reading(mode=mode, kv=args.kv))
+            log.add({**asdict(done), **place})
+            print(f"{label} {length} trial {trial}: {done.answer!r} {done.correct} {done.seconds:.0f} s", flush=True)
+        record(args.out or EVIDENCE / "passkey.json", passkey_summary(log.rows, model.name))
+
+
+def passkey_summary(rows: Iterable[dict[str, Any]], name: str) -> dict[str, Any]:
+    """Cells by method, length and depth for the heat map, and accuracy with its interval by method and length."""
+    groups: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
+    cells: dict[tuple[Any, ...], list[bool]] = {}
+    for row in rows:
+        key = (row["method"], row["mode"], row["kv"], row["target"])
+        groups.setdefault(key, []).append(row)
+        cells.setdefault((*key, round(row["depth"], 1)), []).append(row["correct"])
+    names = ("method", "mode", "kv", "length")
+    summary = []
+    for key, found in groups.items():
+        correct = sum(row["correct"] for row in found)
+        low, high = wilson(correct, len(found))
+        seconds = statistics.median(row["seconds"] for row in found)
+        summary.append(
+            {**dict(zip(names, key, strict=True)), "trials": len(found), "correct": correct,
+             "interval": [low, high], "seconds_median": seconds}
+        )  # fmt: skip
+    heat = [
+        {**dict(zip((*names, "depth"), key, strict=True)), "trials": len(hits), "correct": sum(hits)}
+        for key, hits in cells.items()
+    ]
+    return {"model": name, "rows": summary, "cells": heat}
+
+
+def perplexity(model: Model, args: argparse.Namespace) -> None:
+    """Perplexity of the second half of one window a length, the same text for every method."""
+    ids = model.encode(args.text.read_text(encoding="utf-8"))
+    if len(ids) < max(args.lengths):
+        raise BadInput(f"The text has {len(ids):,} tokens, fewer than {max(args.lengths):,}. Choose a longer one.")
+    log = _Log(args.runs / "perplexity.jsonl")
+    for length, method in itertools.product(args.lengths, args.methods):
+        label, rope = method_scaling(model, method, length, args.table)
+        place = {"method": label, "mode": args.mode, "length": length, "text": args.text.name}
+        if not log.has(place):
+            losses = model.engine.losses(ids[:length], length // 2, rope, Reading(mode=args.mode, kv=args.kv))
+            log.add({**place, "perplexity": math.exp(float(losses.mean()))})
+            print(f"{label} {length}: {log.rows[-1]['perplexity']:.2f}", flush=True)
+        record(args.out or EVIDENCE / "perplexity.json", {"model": model.name, "rows": log.rows})
+
+
+class _Log:
+    """JSON lines; a cut-off last line is dropped and done again."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.rows: list[dict[str, Any]] = []
+        path.parent.mkdir(parents=True, exist_ok=True)
+        whole = [line for line in (path.read_text().splitlines(True) if path.exists() else []) if line.endswith("\n")]
+        path.write_text("".join(whole))
+        self.rows = [json.loads(line) for line in whole]
+
+    def has(self, place: dict[str, Any]) -> bool:
+        return any(all(row.get(k) == v for k, v in place.items()) for row in self.rows)
+
+    def add(self, row: dict[str, Any]) -> None:
+        self.rows.append(row)
+        with self.path.open("a") as file:
+            file.write(json.dumps(row) + "\n")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=("passkey", "perplexity"))
+    parser.add_argument("--lengths", type=int, nargs="+", required=True, help="tokens")
+    parser.add_argument("--methods", nargs="+", default=["none", "pi", "ntk", "yarn"], choices=(*METHODS, STREAMING))
+    parser.add_argument("--table", type=Path, help="CSV of factors for the method longrope")
+    parser.add_argument("--trials", type=int, default=10)
+    parser.add_argument("--mode", default="exact", choices=("exact", "blockwise"))
+    parser.add_argument("--kv", default="float32")
+    parser.add_argument("--text", type=Path, help="a long text for perplexity")
+    parser.add_argument("--tier", default="embedded")
+    parser.add_argument("--path", type=Path, help="model folder (official tier)")
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--runs", type=Path, default=Path("runs/longrope"))
+    parser.add_argument("--out", type=Path)
+    args = parser.parse_args()
+    if args.what == "perplexity" and args.text is None:
+        parser.error("perplexity needs --text FILE")
+    model = longrope.load(args.tier, args.path, args.device)
+    {"passkey": passkey, "perplexity": perplexity}[args.what](model, args)
+
+
+if __name__ == "__main__":
+    main()

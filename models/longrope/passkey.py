@@ -1,0 +1,219 @@
+"""Passkey retrieval: a number hidden in a long, dull text (paper section 4.2, specification section 5).
+
+The published prompt, with three of its flaws repaired: the key always has five digits, so that chance is the same for
+all; the filler is never cut inside a word; and the length is counted in tokens, not characters.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+import re
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+from models.errors import BadInput
+from models.longrope.engine import Progress, Reading, plan
+from models.longrope.pipeline import Model
+from models.longrope.rope import MAX_POSITION, RopeScaling
+
+TASK = (
+    "There is an important info hidden inside a lot of irrelevant text. Find it and memorize them. "
+    "I will quiz you about the important information there."
+)
+FILLER = "The grass is green. The sky is blue. The sun is yellow. Here we go. There and back again."
+NEEDLE = "The pass key is {key}. Remember it. {key} is the pass key."
+QUESTION = "What is the pass key? The pass key is"
+SHORTEST = 256
+ANSWER_TOKENS = 10
+SPEED_PROBE = 256  # tokens
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A prompt as token ids. `needle`: first and one past the last token of the hidden sentence; `depth`: where it
+    lies, 0 (beginning) to 1; `question_tokens`: the prompt's last tokens, from the question on."""
+
+    ids: tuple[int, ...]
+    needle: tuple[int, int]
+    key: str
+    depth: float
+    seed: int
+    question_tokens: int
+    notes: tuple[str, ...] = ()
+
+    @property
+    def length(self) -> int:
+        return len(self.ids)
+
+    def excerpt(self, model: Model, around: int = 160) -> tuple[str, str, str]:
+        """Up to `around` characters before the needle, the needle, and as many after it."""
+        first, last = self.needle
+        before = model.decode(self.ids[max(0, first - around) : first])[-around:]
+        after = model.decode(self.ids[last : last + around])[:around]
+        return before, model.decode(self.ids[first:last]), after
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One prompt, one method, one answer."""
+
+    method: str
+    mode: str
+    kv: str
+    length: int
+    depth: float
+    seed: int
+    key: str
+    answer: str
+    correct: bool
+    prefill_seconds: float
+    tokens_per_second: float
+    seconds: float
+    kv_bytes: int
+
+
+def make_prompt(
+    model: Model,
+    length: int,
+    depth: float | None = None,
+    seed: int = 0,
+    haystack: str | None = None,
+    needle: str | None = None,
+    question: str | None = None,
+    key: str | None = None,
+) -> Prompt:
+    """A prompt of at most `length` tokens, short of it by less than one unit of filler.
+
+    Args:
+        depth: where the needle goes, 0 to 1; None draws it. seed: draws the key (and the depth).
+        haystack: a text of your own instead of the filler; it is repeated if it is too short.
+        needle, question, key: a sentence of your own, what asks for it (the model continues it) and the words that a
+            right answer holds. All three or none.
+
+    Raises:
+        BadInput: a length below 256 or above 2 097 152, a depth outside 0 to 1, an empty or binary haystack, or only
+        a part of needle, question and key.
+    """
+    if not SHORTEST <= length <= MAX_POSITION + 1:
+        raise BadInput(f"A context of {length} tokens was asked for. Choose {SHORTEST} to {MAX_POSITION + 1:,}.")
+    if depth is not None and not 0 <= depth <= 1:
+        raise BadInput(f"The depth is {depth}. Give a number from 0 (beginning) to 1 (end).")
+    own = [bool(part and part.strip()) for part in (needle, question, key)]
+    if any(own) and not all(own):
+        raise BadInput("For a needle of your own give the sentence, the question and the expected answer, all three.")
+    rng = random.Random(f"passkey {seed}")
+    drawn_key, drawn_depth = str(rng.randrange(10_000, 100_000)), rng.random()
+    depth = drawn_depth if depth is None else depth
+    if not all(own):
+        key, question, needle = drawn_key, QUESTION, NEEDLE.format(key=drawn_key)
+    assert key and question and needle
+    start = model.encode(TASK)
+    hidden, end = model.encode(f"\n{needle.strip()}\n"), model.encode(f"\n{question.strip()}")
+    room = length - len(start) - len(hidden) - len(end)
+    if room < 0:
+        raise BadInput(f"The needle and question alone are longer than {length} tokens. Shorten them.")
+    before, after, notes = _filling(model, room, depth, haystack)
+    ids = [*start, *before, *hidden, *after, *end]
+    first = len(start) + len(before)
+    return Prompt(tuple(ids), (first, first + len(hidden)), key, depth, seed, len(end), notes)
+
+
+def run(
+    model: Model,
+    prompt: Prompt,
+    rope: RopeScaling,
+    reading: Reading,
+    progress: Progress | None = None,
+    on_token: Callable[[str], None] | None = None,
+) -> Trial:
+    """Asks once, greedily. `progress(tokens read, tokens/s)` may raise `Cancelled`."""
+    started = time.perf_counter()
+    reading = replace(reading, question=max(reading.question, prompt.question_tokens))
+    count = max(ANSWER_TOKENS, len(model.encode(prompt.key)) + 8)
+    answer = model.complete(prompt.ids, count, rope, reading, progress, on_token)
+    done = answer.completion
+    return Trial(
+        method="streaming" if reading.mode == "streaming" else rope.method,
+        mode=reading.mode,
+        kv=reading.kv,
+        length=prompt.length,
+        depth=prompt.depth,
+        seed=prompt.seed,
+        key=prompt.key,
+        answer=answer.text,
+        correct=is_right(answer.text, prompt.key),
+        prefill_seconds=done.prefill_seconds,
+        tokens_per_second=prompt.length / done.prefill_seconds,
+        seconds=time.perf_counter() - started,
+        kv_bytes=done.kv_bytes,
+    )
+
+
+def is_right(answer: str, key: str) -> bool:
+    """Whether the answer's first number is the key (digits may stand apart: "1 7 8 6 5"); for words, whether it has
+    them."""
+    if not key.isdecimal():
+        return key.casefold().strip() in answer.casefold()
+    found = re.search(r"(?:\d )+\d(?!\d)|\d+", answer)
+    return found is not None and found.group().replace(" ", "") == key
+
+
+def wilson(correct: int, trials: int) -> tuple[float, float]:
+    """95 % interval of a share, 0 to 1 (Wilson)."""
+    if trials == 0:
+        return 0.0, 1.0
+    z, p = 1.959964, correct / trials
+    middle, spread = p + z * z / (2 * trials), z * math.sqrt(p * (1 - p) / trials + z * z / (4 * trials**2))
+    return max(0.0, (middle - spread) / (1 + z * z / trials)), min(1.0, (middle + spread) / (1 + z * z / trials))
+
+
+def estimate_seconds(model: Model, length: int, reading: Reading) -> float:
+    """A rough time for reading `length` tokens, from this machine's speed on a few hundred."""
+    probe = _flop(model, SPEED_PROBE, Reading())
+    started = time.perf_counter()
+    model.complete([0] * SPEED_PROBE, 1)
+    return _flop(model, length, reading) / probe * (time.perf_counter() - started)
+
+
+def _flop(model: Model, length: int, reading: Reading) -> float:
+    c = model.config
+    pairs = sum(
+        (p.stop - p.start) * (sum(high - low for low, high in p.visible) + (p.stop - p.start) / 2)
+        for p in plan(length, reading)
+    )
+    return 2.0 * c.parameters * length + 4.0 * c.layers * c.heads * c.head_dim * pairs
+
+
+def _filling(
+    model: Model, room: int, depth: float, haystack: str | None
+) -> tuple[list[int], list[int], tuple[str, ...]]:
+    """Tokens before and after the needle, together at most `room`."""
+    if haystack is None:
+        # Words and their leading spaces are tokenised apart, so units can be joined as tokens.
+        first, unit = model.encode("\n" + FILLER), model.encode(" " + FILLER)
+        units = max((room - 2 * len(first)) // len(unit) + 2, 0)
+        left = round(depth * units)
+        parts = [first + unit * (count - 1) if count else [] for count in (left, units - left)]
+        return parts[0], parts[1][1:], ()  # the needle brings its own line break
+    if not haystack.strip():
+        raise BadInput("Your text is empty. Paste some, upload a .txt file, or use the standard filler.")
+    tokens = model.encode("\n" + haystack.strip())
+    notes: tuple[str, ...] = ()
+    if len(tokens) < room:
+        notes = (f"Your text has {len(tokens):,} tokens; it is repeated to fill {room:,}.",)
+        tokens = tokens * (room // len(tokens) + 1)
+    tokens = tokens[:room]
+    cut = _sentence_end(model, tokens, round(depth * len(tokens)))
+    return tokens[:cut], tokens[cut:], notes
+
+
+def _sentence_end(model: Model, tokens: Sequence[int], wanted: int, reach: int = 200) -> int:
+    """The end of a sentence nearest to a place, or the place itself if there is none nearby."""
+    near = sorted(range(max(wanted - reach, 0), min(wanted + reach, len(tokens)) + 1), key=lambda i: abs(i - wanted))
+
+    def ends(i: int) -> bool:
+        return i in (0, len(tokens)) or model.decode([tokens[i - 1]]).rstrip(" ").endswith((".", "!", "?", "\n"))
+
+    return next(filter(ends, near), wanted)

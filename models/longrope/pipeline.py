@@ -1,0 +1,80 @@
+"""A language model that reads long texts: tokenizer, engine and rotary methods in one object."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from models.longrope.engine import Completion, Engine, Progress, Reading
+from models.longrope.network import LlamaConfig
+from models.longrope.rope import RopeScaling, scaling
+from models.longrope.tokenizer import Tokenizer
+
+__all__ = ["Answer", "Model", "Reading"]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """The continuation as text, and how it was made."""
+
+    text: str
+    completion: Completion
+
+
+class Model:
+    """What `models.longrope.load` returns. `name` as published; `window`: tokens it was trained for."""
+
+    def __init__(self, name: str, engine: Engine, tokenizer: Tokenizer) -> None:
+        self.name, self.engine, self.tokenizer = name, engine, tokenizer
+
+    @property
+    def config(self) -> LlamaConfig:
+        return self.engine.config
+
+    @property
+    def window(self) -> int:
+        return self.config.window
+
+    def encode(self, text: str) -> list[int]:
+        return self.tokenizer.encode(text)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return self.tokenizer.decode(ids)
+
+    def scaling(
+        self,
+        method: str,
+        target_length: int,
+        table: Sequence[float] | np.ndarray | None = None,
+        magnitude: str | float | None = None,
+        n_hat: int = 0,
+    ) -> RopeScaling:
+        """Rotary factors for this model's dimensions; see `models.longrope.rope.scaling`."""
+        c = self.config
+        return scaling(method, c.rotary_dim, c.base, c.window, target_length, magnitude, table, n_hat)
+
+    def complete(
+        self,
+        prompt: str | Sequence[int],
+        max_new_tokens: int = 16,
+        rope: RopeScaling | None = None,
+        reading: Reading | None = None,
+        progress: Progress | None = None,
+        on_token: Callable[[str], None] | None = None,
+    ) -> Answer:
+        """Continues a text (or its token ids) greedily.
+
+        Args:
+            rope: one table for the whole request; None is the plain one. reading: exact, blockwise or streaming.
+            progress: called with (tokens read, tokens/s) while reading; may raise `Cancelled`.
+            on_token: called with each new piece of text.
+
+        Raises:
+            BadInput, OutOfMemory: see `models.longrope.engine.Engine.complete`.
+        """
+        ids = self.encode(prompt) if isinstance(prompt, str) else prompt
+        show = None if on_token is None else (lambda token: on_token(self.decode([token])))
+        done = self.engine.complete(ids, max_new_tokens, rope, reading, self.tokenizer.stop, progress, show)
+        return Answer(self.decode(done.ids), done)
