@@ -4,8 +4,10 @@ import functools
 import inspect
 import logging
 import os
+import queue
 import tempfile
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
@@ -14,7 +16,7 @@ from typing import Any, NoReturn, TypeVar
 import gradio as gr
 
 from demos.registry import AppOptions, Demo
-from models.errors import OutOfMemory, UserError, is_out_of_memory
+from models.errors import Cancelled, OutOfMemory, UserError, is_out_of_memory
 from models.runtime import ModelHandle, ModelInfo, Status
 
 __all__ = [
@@ -30,6 +32,7 @@ __all__ = [
     "private_folder",
     "status_html",
     "status_line",
+    "streamed",
     "user_errors",
 ]
 
@@ -106,6 +109,42 @@ def cancel_by(button: gr.Button, api_name: str) -> gr.State:
 
     button.click(ask, state, None, queue=False, show_progress="hidden", api_name=api_name)
     return state
+
+
+def streamed(work: Callable[[Callable[[Any], None]], None], cancel: Cancel) -> Iterator[Any]:
+    """Runs `work(report)` in a thread and yields what it reports, in order.
+
+    Once `cancel["asked"]` is set, or the visitor has gone, `report` raises `Cancelled`, which ends the work; it is
+    raised here too, as any other error of the work is.
+    """
+    events: queue.SimpleQueue[tuple[str, Any]] = queue.SimpleQueue()
+
+    def report(event: Any) -> None:
+        if cancel["asked"]:
+            raise Cancelled("Stopped, as you asked. What was finished before is kept.")
+        events.put(("event", event))
+
+    def run() -> None:
+        try:
+            work(report)
+        except BaseException as error:  # handed over: it must not end in this thread
+            events.put(("error", error))
+        else:
+            events.put(("end", None))
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    try:
+        while True:
+            kind, value = events.get()
+            if kind == "error":
+                raise value
+            if kind == "end":
+                return
+            yield value
+    finally:
+        cancel["asked"] = True  # the visitor may have left in the middle
+        thread.join()
 
 
 def private_folder() -> Path:

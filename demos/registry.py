@@ -50,6 +50,20 @@ DEMOS: tuple[Demo, ...] = (
         ),
         build="demos.yolov9:build",
     ),
+    Demo(
+        slug="longrope",
+        title="LongRoPE",
+        paper="Ding et al.: LongRoPE: Extending LLM Context Window Beyond 2 Million Tokens. 2024, arXiv 2402.13753",
+        url="https://arxiv.org/abs/2402.13753",
+        claims=(
+            "Rotary dimensions and token positions are not alike: stretching all by one factor loses information.",
+            "A search over a factor for each dimension extends a window eightfold without any fine-tuning.",
+            "Two steps, 256k with fine-tuning and then a second search, reach 2 048k tokens.",
+            "Readjusted factors for short inputs give back what a long window costs there.",
+            "The network stays as it is: only the rotary table changes.",
+        ),
+        build="demos.longrope:build",
+    ),
 )
 
 

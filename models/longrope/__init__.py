@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from models.longrope.passkey import Trial
+    from models.longrope.evolution import Event, SearchSettings, Seed
     from models.longrope.pipeline import Model
+    from models.longrope.retrieval import Trial
     from models.longrope.rope import RopeScaling
-    from models.longrope.search import Event, SearchSettings, Seed
     from models.runtime import Device, LoadedModel, Progress
 
 
@@ -39,19 +39,19 @@ def search(
     seeds: Sequence[Seed] | None = None,
     log: str | Path | None = None,
 ) -> Iterator[Event]:
-    """The evolutionary search as a generator of progress events; see `models.longrope.search.search`."""
-    from models.longrope.search import search
+    """The evolutionary search as a generator of progress events; see `models.longrope.evolution.search`."""
+    from models.longrope.evolution import search
 
     return search(fitness, settings, seeds, log)
 
 
 def passkey(model: Model, length: int, method: str = "none", depth: float | None = None, seed: int = 0) -> Trial:
-    """One passkey question at a length; see `models.longrope.passkey` for prompts and readings of your own."""
-    from models.longrope import passkey as asking
+    """One passkey question at a length; see `models.longrope.retrieval` for prompts and readings of your own."""
     from models.longrope.engine import Reading
+    from models.longrope.retrieval import make_prompt, run
 
-    prompt = asking.make_prompt(model, length, depth, seed)
-    return asking.run(model, prompt, model.scaling(method, length), Reading())
+    prompt = make_prompt(model, length, depth, seed)
+    return run(model, prompt, model.scaling_at(method, length), Reading())
 
 
 def load(tier: str = "embedded", path: str | Path | None = None, device: str | None = None) -> Model:

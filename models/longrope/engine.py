@@ -11,6 +11,7 @@ first tokens and a recent window, positions counted inside (StreamingLLM, arXiv 
 from __future__ import annotations
 
 import gc
+import itertools
 import json
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -61,7 +62,8 @@ class Reading:
     mode: exact, blockwise or streaming. kv: the cache's number format (`cost.KV_BITS`). chunk: tokens at once.
     block, anchor: tokens of a context block, and of the text's beginning that all blocks see. question: last tokens
     of the prompt that see everything (blockwise). sinks, recent: first and latest tokens kept (streaming).
-    folder: where the cache is kept in files instead of memory.
+    folder: where the cache is kept in files instead of memory. jumps: (token, positions skipped before it), in order:
+    a short text read as if it were spread over a long one (exact only; the positions of PoSE, arXiv 2309.10400).
     """
 
     mode: Mode = "exact"
@@ -73,6 +75,11 @@ class Reading:
     sinks: int = 4
     recent: int = 2044
     folder: Path | None = None
+    jumps: tuple[tuple[int, int], ...] = ()
+
+    def skipped(self, token: int) -> int:
+        """Positions skipped before a token."""
+        return sum(count for at, count in self.jumps if at <= token)
 
 
 @dataclass(frozen=True)
@@ -111,7 +118,9 @@ def plan(tokens: int, reading: Reading) -> list[Piece]:
             pieces += [Piece(a, b, (*before, *_range(low, a))) for a, b in _cut(low, high, r.chunk)]
         return pieces + [Piece(a, b, _range(0, a)) for a, b in _cut(context, tokens, r.chunk)]
     size = min(r.chunk, r.recent) if r.mode == "streaming" else r.chunk
-    return [Piece(a, b, _range(0, a)) for a, b in _cut(0, tokens, size)]
+    edges = [0, *(at for at, _ in r.jumps if at < tokens), tokens]
+    parts = [part for low, high in itertools.pairwise(edges) for part in _cut(low, high, size)]
+    return [Piece(a, b, _range(0, a)) for a, b in parts]
 
 
 def _cut(low: int, high: int, size: int) -> list[tuple[int, int]]:
@@ -144,7 +153,8 @@ class Session:
 
         q: (T, heads, head_dim), k, v: (T, KV heads, head_dim), not rotated. Returns (T - first, heads * head_dim).
         """
-        cos, sin = self.angles.get(self.rope, layer, piece.start, piece.stop)
+        skipped = self.reading.skipped(piece.start)
+        cos, sin = self.angles.get(self.rope, layer, piece.start + skipped, piece.stop + skipped)
         k, v = rotate(k, cos, sin).transpose(0, 1), v.transpose(0, 1)
         self.cache.write(layer, piece.start, k, v)
         if first == len(q):
@@ -455,6 +465,9 @@ def check_reading(reading: Reading) -> None:
             f"The anchor has {r.anchor} tokens, a block {r.block}, the question {r.question}. The anchor "
             "is at most a block, the question at least 1 token."
         )
+    places = [at for at, _ in r.jumps]
+    if r.jumps and (r.mode != "exact" or places != sorted(set(places)) or min(n for jump in r.jumps for n in jump) < 1):
+        raise BadInput("Jumps are (token, positions) from 1, in the order of the text, and for exact reading only.")
     if r.mode == "streaming" and (r.kv not in DTYPES or r.sinks > r.recent):
         raise BadInput(
             "Streaming keeps few tokens: choose float32 or bfloat16, and a window no smaller than the sinks."

@@ -1,5 +1,6 @@
-"""Recorded evidence: passkey accuracy and perplexity against length.
+"""Recorded evidence: searched tables, passkey accuracy and perplexity against length.
 
+    python -m models.longrope.evaluate search --lengths 16384 32768 65536
     python -m models.longrope.evaluate passkey --lengths 4096 12288 --methods none pi ntk yarn --trials 10
     python -m models.longrope.evaluate perplexity --text book.txt --lengths 4096 12288
 
@@ -14,18 +15,24 @@ import itertools
 import json
 import math
 import statistics
+import time
 from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from models import longrope
 from models.errors import BadInput
 from models.longrope.engine import Mode, Reading
-from models.longrope.passkey import make_prompt, run, wilson
+from models.longrope.evolution import default_seeds, demo
+from models.longrope.evolution import search as evolve
+from models.longrope.fitness import NeedleFitness
 from models.longrope.pipeline import Model
+from models.longrope.retrieval import make_prompt, run, wilson
 from models.longrope.rope import METHODS, RopeScaling
-from models.longrope.tables import read_csv
+from models.longrope.tables import SEARCHED, read_csv, write_csv
 from models.records import record
 
 EVIDENCE = Path("assets/longrope/evidence")
@@ -34,13 +41,11 @@ STREAMING = "streaming"
 
 
 def method_scaling(model: Model, method: str, length: int, table: Path | None) -> tuple[str, RopeScaling]:
-    """The label and the factors a method has at a length. Within the trained window all leave the model as it is."""
-    if method == "longrope":
-        if table is None:
-            raise BadInput("LongRoPE needs --table FILE.csv, made by models.longrope.search or the tab.")
+    """The label and the factors a method has at a length; for longrope the given table, or the shipped one."""
+    if method == "longrope" and table is not None:
         factors, _ = read_csv(table.read_bytes(), model.config.rotary_dim // 2)
         return f"longrope {table.stem}", model.scaling("longrope", length, factors)
-    return method, model.scaling("none" if method == STREAMING else method, max(length, model.window))
+    return method, model.scaling_at("none" if method == STREAMING else method, length)
 
 
 def passkey(model: Model, args: argparse.Namespace) -> None:
@@ -99,6 +104,34 @@ def perplexity(model: Model, args: argparse.Namespace) -> None:
         record(args.out or EVIDENCE / "perplexity.json", {"model": model.name, "rows": log.rows})
 
 
+def search(model: Model, args: argparse.Namespace) -> None:
+    """Searches a table for each length with the demo preset on sparse prompts; ships it as CSV."""
+    rows = []
+    for length in args.lengths:
+        scale = length / model.window
+        settings = demo(model.config.rotary_dim // 2, scale, args.seed)
+        fitness = NeedleFitness(model, length, args.prompts, sparse=args.sparse)
+        c = model.config
+        seeds = default_seeds(c.rotary_dim, c.base, c.window, scale)
+        log = args.runs / f"search-{length}-{args.seed}.jsonl"
+        started, events = time.perf_counter(), []
+        for event in evolve(fitness, settings, seeds, log):
+            events.append(event)
+            if event.evaluated % 20 == 0:
+                print(f"{length}: {event.evaluated}/{event.total} best {event.best.fitness:.3f}", flush=True)
+        best = events[-1].best
+        SEARCHED.mkdir(parents=True, exist_ok=True)
+        (SEARCHED / f"smollm2-{length}.csv").write_text(write_csv(np.array(best.factors)))
+        before = {seed.name: fitness(seed.factors) for seed in seeds}
+        curve = list(itertools.accumulate((event.latest.fitness for event in events), min))
+        rows.append(
+            {"length": length, "objective": f"loss of the key, {args.prompts} prompts of {args.sparse} tokens spread "
+             "over the length", "before": before, "after": best.fitness, "evaluations": len(events),
+             "seconds": time.perf_counter() - started, "factors": best.factors, "curve": curve}
+        )  # fmt: skip
+        record(args.out or EVIDENCE / "search.json", {"model": model.name, "runs": rows})
+
+
 class _Log:
     """JSON lines; a cut-off last line is dropped and done again."""
 
@@ -121,14 +154,19 @@ class _Log:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("passkey", "perplexity"))
+    parser.add_argument("what", choices=("search", "passkey", "perplexity"))
     parser.add_argument("--lengths", type=int, nargs="+", required=True, help="tokens")
     parser.add_argument("--methods", nargs="+", default=["none", "pi", "ntk", "yarn"], choices=(*METHODS, STREAMING))
-    parser.add_argument("--table", type=Path, help="CSV of factors for the method longrope")
+    parser.add_argument(
+        "--table", type=Path, help="CSV for the method longrope, instead of the shipped tables"
+    )
     parser.add_argument("--trials", type=int, default=10)
     parser.add_argument("--mode", default="exact", choices=("exact", "blockwise"))
     parser.add_argument("--kv", default="float32")
     parser.add_argument("--text", type=Path, help="a long text for perplexity")
+    parser.add_argument("--prompts", type=int, default=2, help="prompts the search reads for each table")
+    parser.add_argument("--sparse", type=int, default=400, help="tokens of each")
+    parser.add_argument("--seed", type=int, default=42, help="of the search")
     parser.add_argument("--tier", default="embedded")
     parser.add_argument("--path", type=Path, help="model folder (official tier)")
     parser.add_argument("--device", default="auto")
@@ -138,7 +176,7 @@ def main() -> None:
     if args.what == "perplexity" and args.text is None:
         parser.error("perplexity needs --text FILE")
     model = longrope.load(args.tier, args.path, args.device)
-    {"passkey": passkey, "perplexity": perplexity}[args.what](model, args)
+    {"search": search, "passkey": passkey, "perplexity": perplexity}[args.what](model, args)
 
 
 if __name__ == "__main__":

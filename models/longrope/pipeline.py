@@ -10,6 +10,7 @@ import numpy as np
 from models.longrope.engine import Completion, Engine, Progress, Reading
 from models.longrope.network import LlamaConfig
 from models.longrope.rope import RopeScaling, scaling
+from models.longrope.tables import searched
 from models.longrope.tokenizer import Tokenizer
 
 __all__ = ["Answer", "Model", "Reading"]
@@ -26,8 +27,9 @@ class Answer:
 class Model:
     """What `models.longrope.load` returns. `name` as published; `window`: tokens it was trained for."""
 
-    def __init__(self, name: str, engine: Engine, tokenizer: Tokenizer) -> None:
+    def __init__(self, name: str, engine: Engine, tokenizer: Tokenizer, tables: str = "") -> None:
         self.name, self.engine, self.tokenizer = name, engine, tokenizer
+        self.tables = tables or name  # how its searched tables' files begin
 
     @property
     def config(self) -> LlamaConfig:
@@ -54,6 +56,16 @@ class Model:
         """Rotary factors for this model's dimensions; see `models.longrope.rope.scaling`."""
         c = self.config
         return scaling(method, c.rotary_dim, c.base, c.window, target_length, magnitude, table, n_hat)
+
+    def scaling_at(self, method: str, length: int) -> RopeScaling:
+        """The factors a method has for a prompt of `length` tokens: plain within the trained window, as LongRoPE's
+        readjustment for short inputs wants (paper section 3.3); for longrope the table searched for that length."""
+        if length <= self.window:
+            return self.scaling("none", self.window)
+        if method == "longrope":
+            target, factors = searched(self.tables, length, self.config.rotary_dim // 2)
+            return self.scaling("longrope", target, factors)
+        return self.scaling(method, length)
 
     def complete(
         self,

@@ -20,6 +20,7 @@ from models.errors import BadInput
 from models.longrope.rope import RopeScaling, check_factors, falling, magnitude_of, scaling
 
 SHIPPED = Path(__file__).resolve().parents[2] / "assets" / "longrope" / "factors.json"
+SEARCHED = SHIPPED.parent / "tables"  # <model>-<tokens>.csv, made by models.longrope.evaluate search
 MAX_BYTES = 1_000_000
 MAX_NUMBERS = 128 * 1024
 DECIMALS = 4
@@ -86,6 +87,22 @@ def for_length(model: str, fine_tuned: int, tokens: int) -> Table:
     bucket = next(bucket for bucket in BUCKETS if tokens <= bucket) // 1024
     name = f"{bucket}k_{model}_{fine_tuned}k"
     return get(name if name in published() else f"ft_{model}_{fine_tuned}k")
+
+
+def searched(model: str, tokens: int, pairs: int) -> tuple[int, np.ndarray]:
+    """The table we searched for a model (its file prefix) at the smallest length that holds so many tokens.
+
+    Returns that length and the factors (pairs,). Raises `BadInput` naming the lengths there are.
+    """
+    found = {int(path.stem.rpartition("-")[2]): path for path in SEARCHED.glob(f"{model}-*.csv")}
+    fitting = sorted(length for length in found if length >= tokens)
+    if not fitting:
+        there = ", ".join(f"{length:,}" for length in sorted(found)) or "none"
+        raise BadInput(
+            f"There is no searched table for {tokens:,} tokens (there are: {there}). Search one, upload one, or choose "
+            "another method."
+        )
+    return fitting[0], read_csv(found[fitting[0]].read_bytes(), pairs)[0]
 
 
 def product(stage1: Sequence[float] | np.ndarray, stage2: Sequence[float] | np.ndarray) -> np.ndarray:

@@ -7,12 +7,9 @@ from pathlib import Path
 from models.errors import BadInput
 from models.longrope import gguf, tokenizer
 from models.longrope.engine import Engine, load_folder
-from models.longrope.network import LlamaConfig
 from models.longrope.pipeline import Model
 from models.runtime import Device, LoadedModel, ModelInfo, Progress
 from models.weights import resolve
-
-FOLDER_DTYPES = {"cuda": "float16", "mps": "float16", "cpu": "float32"}
 
 
 def load(
@@ -37,9 +34,8 @@ def load(
             "start with --weights-dir FOLDER."
         )
     report(0.1, "Reading the weights")
-    dtype = device.dtype if device.type != "cpu" else FOLDER_DTYPES["cpu"]
     words = tokenizer.from_folder(path)
-    engine = load_folder(path, dtype, device.name)
+    engine = load_folder(path, device.dtype, device.name)
     model = Model(Path(path).name, engine, words)
     return LoadedModel(model, _facts(model, "official", Path(path).name, "the model's own", "see its card", device))
 
@@ -50,12 +46,9 @@ def _embedded(report: Progress, device: Device) -> LoadedModel[Model]:
     report(0.2, "Reading and dequantising")
     config, tensors = gguf.read_llama(found.path)
     report(0.8, "Reading the tokenizer")
-    model = Model("SmolLM2-135M-Instruct", _engine(config, tensors, device), tokenizer.from_gguf(found.path))
+    engine = Engine(config, tensors, device.dtype, device.name)
+    model = Model("SmolLM2-135M-Instruct", engine, tokenizer.from_gguf(found.path), tables="smollm2")
     return LoadedModel(model, _facts(model, "embedded", found.path.name, found.licence, found.trained_on, device))
-
-
-def _engine(config: LlamaConfig, tensors: dict, device: Device) -> Engine:
-    return Engine(config, tensors, device.dtype, device.name)
 
 
 def _facts(model: Model, tier: str, weights: str, licence: str, trained_on: str, device: Device) -> ModelInfo:

@@ -67,12 +67,12 @@ def random_weights(config: LlamaConfig, seed: int = 0, tied: bool = True) -> dic
     return tensors
 
 
-def reference(config: LlamaConfig, w: dict[str, Tensor], ids: Tensor, rope: RopeScaling, see=None) -> Tensor:
-    """Logits (T, vocabulary) in float64. see: bool (T, T), which keys a query sees; None is causal."""
+def reference(config: LlamaConfig, w: dict[str, Tensor], ids: Tensor, rope: RopeScaling, see=None, at=None) -> Tensor:
+    """Logits (T, vocabulary) in float64. see: bool (T, T), which keys a query sees; None is causal. at: positions."""
     c, T = config, len(ids)
     w = {name: tensor.double() for name, tensor in w.items()}
     mask = torch.ones(T, T).tril().bool() if see is None else see
-    angles = torch.from_numpy(rope.angles(torch.arange(T).numpy()))
+    angles = torch.from_numpy(rope.angles(torch.arange(T).numpy() if at is None else at))
 
     def norm(x, weight):
         return x / (x.square().mean(-1, keepdim=True) + c.eps).sqrt() * weight
@@ -544,3 +544,23 @@ def test_phi_4_minis_configuration():
     )
     assert (config.head_dim, config.rotary_dim, config.window, config.group) == (128, 96, 4096, 3)
     assert config.parameters == pytest.approx(3.84e9, rel=0.01)
+
+
+@pytest.mark.parametrize("chunk", [4, 16, 64])
+def test_jumps_spread_a_short_text_over_a_long_one(chunk):
+    jumps = ((10, 300), (40, 1000))
+    at = torch.arange(75) + 300 * (torch.arange(75) >= 10) + 1000 * (torch.arange(75) >= 40)
+    expected = reference(CONFIG, WEIGHTS, torch.tensor(IDS), YARN, at=at.numpy())
+    engine = Engine(CONFIG, WEIGHTS)
+    session = engine.open(YARN, 80, Reading(chunk=chunk, jumps=jumps))
+    torch.testing.assert_close(engine.prefill(session, IDS[:-1]), expected[-2], atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(engine.step(session, IDS[-1]), expected[-1], atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "reading",
+    [Reading(jumps=((5, 0),)), Reading(jumps=((9, 3), (5, 3))), Reading(mode="blockwise", jumps=((5, 3),))],
+)
+def test_bad_jumps_are_refused(reading):
+    with pytest.raises(BadInput):
+        Engine(CONFIG, WEIGHTS).open(PLAIN, 40, reading)

@@ -7,7 +7,7 @@ from models.errors import BadInput, Cancelled
 from models.longrope.engine import Reading
 from models.longrope.evaluate import passkey_summary
 from models.longrope.fitness import NeedleFitness, PerplexityFitness
-from models.longrope.passkey import FILLER, TASK, is_right, make_prompt, run, wilson
+from models.longrope.retrieval import FILLER, TASK, is_right, make_prompt, run, wilson
 
 
 @pytest.fixture(scope="module")
@@ -120,6 +120,9 @@ def test_a_run_can_be_cancelled(model):
 def test_fitness_tells_a_good_table_from_a_broken_one(model):
     fitness = NeedleFitness(model, 400, prompts=1)
     assert fitness([1.0] * 32) < 0.5 < fitness([40.0] * 32)  # nats a token; a sure right answer costs nearly none
+    far = NeedleFitness(model, 4096, prompts=1, sparse=400)
+    assert sum(count for _, count in far.prompts[0][2].jumps) == 4096 - far.prompts[0][0].length
+    assert far([1.0] * 32) < 0.5 < far([40.0] * 32)
     plain = PerplexityFitness(model, " ".join(["It was the best of times, it was the worst of times."] * 40), 256)
     assert plain([1.0] * 32) < plain([40.0] * 32)
 

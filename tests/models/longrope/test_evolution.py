@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from models.errors import BadInput
-from models.longrope.search import (
+from models.longrope.evolution import (
     SearchSettings,
     Seed,
     Space,

@@ -1,0 +1,55 @@
+"""The LongRoPE tab's figures, as matplotlib figures."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from matplotlib.figure import Figure
+
+if TYPE_CHECKING:
+    from models.longrope.pipeline import Model
+
+COLOURS = {"PI": "#d97706", "NTK": "#2563eb", "YaRN": "#7c3aed", "found": "#0f766e"}
+
+
+def heat_map(answered: Sequence[dict[str, Any]], titles: dict[str, str]) -> Figure:
+    """Share of right answers by length and depth (in fifths), one panel a method; cells say right/asked."""
+    methods = sorted({r["method"] for r in answered}, key=list(titles).index)
+    lengths = sorted({r["target"] for r in answered})
+    figure = Figure(figsize=(max(4.0, 1.6 + 2.6 * len(methods)), 3.6), layout="constrained")
+    for axes, method in zip(np.atleast_1d(figure.subplots(1, len(methods), sharey=True)), methods, strict=True):
+        right, asked = np.zeros((2, 5, len(lengths)))
+        for r in answered:
+            if r["method"] == method:
+                cell = min(int(r["depth"] * 5), 4), lengths.index(r["target"])
+                asked[cell] += 1
+                right[cell] += r["correct"]
+        share = np.divide(right, asked, out=np.full_like(right, np.nan), where=asked > 0)
+        axes.imshow(share, vmin=0, vmax=1, cmap="RdYlGn", aspect="auto")
+        for (row, column), count in np.ndenumerate(asked):
+            if count:
+                axes.text(column, row, f"{right[row, column]:.0f}/{count:.0f}", ha="center", va="center")
+        axes.set_title(titles[method])
+        axes.set_xticks(range(len(lengths)), [f"{n // 1024}k" if n >= 1024 else str(n) for n in lengths])
+        axes.set_yticks(range(5), ["0-20 %", "20-40 %", "40-60 %", "60-80 %", "80-100 %"])
+        axes.set_xlabel("tokens")
+    figure.axes[0].set_ylabel("depth of the key")
+    return figure
+
+
+def search_figure(curve: Sequence[float], factors: Sequence[float], model: Model, scale: float) -> Figure:
+    """Best loss after each evaluation, and the best factors beside PI, NTK and YaRN."""
+    figure = Figure(figsize=(9, 3.6), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    left.plot(range(1, len(curve) + 1), curve, color=COLOURS["found"], linewidth=2)
+    left.set(xlabel="tables tried", ylabel="best loss (nats a token)")
+    left.set_ylim(bottom=0)
+    for title, method in (("PI", "pi"), ("NTK", "ntk"), ("YaRN", "yarn")):
+        theirs = model.scaling(method, int(scale * model.window)).rescale_factors
+        right.plot(theirs, color=COLOURS[title], label=title)
+    right.plot(factors, color=COLOURS["found"], label="best found", linewidth=2.5)
+    right.set(xlabel="rotary pair, fast to slow", ylabel="factor")
+    right.legend(frameon=False)
+    return figure
