@@ -152,9 +152,7 @@ def _passkey_tab(handle: Handle) -> gr.Textbox:
                 value=["none", "yarn"],
                 label="Methods, side by side",
             )
-            depth = gr.Slider(
-                -0.05, 1, 0.5, step=0.05, label="Depth of the key", info="0 beginning, 1 end; below 0: drawn"
-            )
+            depth = gr.Slider(0, 1, 0.5, step=0.05, label="Depth of the key", info="Several trials spread over depths")
             trials = gr.Slider(1, MAX_TRIALS, 1, step=1, label="Trials")
             with gr.Row():
                 run = gr.Button("Ask", variant="primary", elem_id="longrope-run")

@@ -157,9 +157,7 @@ def main() -> None:
     parser.add_argument("what", choices=("search", "passkey", "perplexity"))
     parser.add_argument("--lengths", type=int, nargs="+", required=True, help="tokens")
     parser.add_argument("--methods", nargs="+", default=["none", "pi", "ntk", "yarn"], choices=(*METHODS, STREAMING))
-    parser.add_argument(
-        "--table", type=Path, help="CSV for the method longrope, instead of the shipped tables"
-    )
+    parser.add_argument("--table", type=Path, help="CSV for the method longrope, instead of the shipped tables")
     parser.add_argument("--trials", type=int, default=10)
     parser.add_argument("--mode", default="exact", choices=("exact", "blockwise"))
     parser.add_argument("--kv", default="float32")

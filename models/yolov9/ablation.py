@@ -128,7 +128,7 @@ def run(name: str, seed: int, composer: Composer, validation: Composer, out: Pat
         ema_decay=0.99, ema_ramp=50, save_every=100,
     )  # fmt: skip
     recipe = replace(recipe, network="yolov9-t" if name == "pgi" else "gelan-t")
-    data = CompositeBatches(composer, (SIZE,), BATCH, seed)
+    data = CompositeBatches(composer, (SIZE,), (SIZE,), BATCH, EPOCHS, seed)
     folder = out / f"{name}-{seed}"
     torch.manual_seed(seed)
     network = train(recipe, data, folder, network=variant(name, data.classes))

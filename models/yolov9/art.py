@@ -32,7 +32,6 @@ from models.yolov9.classes import COCO_NAMES
 TRAINING_VENDORS = ("noto", "fluent-flat", "fluent-3d", "fxemoji", "openclipart")
 HELD_OUT_VENDOR = "twemoji"
 DISTRACTORS = "distractors"  # pictures of things outside COCO: pasted without a label
-OTHERS = "others"  # every other emoji, by code point: more drawn things to tell apart in pretraining
 PIXELS = 256
 
 NPM_PACKAGES = {
@@ -212,7 +211,7 @@ PHOTOS: dict[str, dict[str, tuple[float, float, float, float]]] = {
 def render_all(out: Path, downloads: Path) -> dict[str, int]:
     """Fetches and renders every cut-out; returns how many each vendor gave. Re-running is a no-op per vendor."""
     counts = {}
-    for vendor in (*TRAINING_VENDORS, HELD_OUT_VENDOR, DISTRACTORS, OTHERS, "photos"):
+    for vendor in (*TRAINING_VENDORS, HELD_OUT_VENDOR, DISTRACTORS, "photos"):
         folder = out / vendor
         if not (folder / "done").exists():
             folder.mkdir(parents=True, exist_ok=True)
@@ -236,12 +235,7 @@ def load_cutouts(folder: Path, vendors: tuple[str, ...]) -> dict[int, list[np.nd
 
 def load_pictures(folder: Path, mode: str) -> list[np.ndarray]:
     """Every PNG below `folder` as a uint8 array."""
-    return [picture for part in sorted(folder.iterdir()) if part.is_dir() for picture in load_pictures_in(part, mode)]
-
-
-def load_pictures_in(folder: Path, mode: str) -> list[np.ndarray]:
-    """Every PNG in `folder` itself."""
-    return [np.asarray(Image.open(path).convert(mode)) for path in sorted(folder.glob("*.png"))]
+    return [np.asarray(Image.open(path).convert(mode)) for path in sorted(folder.glob("*/*.png"))]
 
 
 def large_pictures(
@@ -262,13 +256,6 @@ def _pictures(vendor: str, downloads: Path) -> Iterator[tuple[str, str, Image.Im
         for source in ("noto", "fluent-3d"):
             for name, picture in _emoji(source, DISTRACTOR_EMOJI, downloads):
                 yield source, name, picture
-    elif vendor == OTHERS:
-        ours = {point for points in EMOJI.values() for point in points.split()}
-        chars = json.loads((_npm(NPM_PACKAGES["noto"], downloads) / "chars.json").read_text())
-        points = " ".join(sorted(p for p in chars if "-" not in p and p not in ours and not _is_letter(p)))
-        for source in ("noto", "fluent-flat", "fluent-3d"):
-            for name, picture in _emoji(source, points, downloads):
-                yield name.removesuffix("-fe0f"), source, picture
     elif vendor == "photos":
         yield from _photos(downloads)
     elif vendor == "fxemoji":
@@ -296,11 +283,6 @@ def _emoji(vendor: str, points: str, downloads: Path, pixels: int = PIXELS) -> I
         name = chars.get(point)
         if name in icons:
             yield point, _cropped(_svg(icons[name]["body"], width, height, pixels), pixels)
-
-
-def _is_letter(point: str) -> bool:
-    """Flags' letters and skin tones are emoji too, but show nothing."""
-    return 0x1F1E6 <= int(point, 16) <= 0x1F1FF or 0x1F3FB <= int(point, 16) <= 0x1F3FF
 
 
 def _photos(downloads: Path) -> Iterator[tuple[str, str, Image.Image]]:

@@ -20,7 +20,6 @@ from models.yolov9.augment import Augmentation, Labelled, augmented
 from models.yolov9.classes import COCO_NAMES
 from models.yolov9.compose import Composer, Sample
 from models.yolov9.datasets import DataSet, load_labelled, to_sample
-from models.yolov9.scenes import Scenes
 
 CROWD = 9  # objects in a training composite: more to learn from a picture than a validation scene's six
 
@@ -52,50 +51,35 @@ class _Steps(torch.utils.data.Dataset):
 
 
 class CompositeBatches:
-    """Endless composites of one of the `sizes` a batch."""
+    """Endless composites: pictures of the `small` sizes for the first 60 % of the run, then of the `large`."""
 
     classes = len(COCO_NAMES)
     steps_per_epoch = 100
 
-    def __init__(self, composer: Composer, sizes: Sequence[int], batch: int, seed: int) -> None:
-        self.composer, self.sizes = composer, tuple(sizes)
+    def __init__(
+        self,
+        composer: Composer,
+        small: Sequence[int],
+        large: Sequence[int],
+        batch: int,
+        epochs: int,
+        seed: int,
+        most: int = CROWD,
+        extent: tuple[float, float] = (0.09, 0.85),
+    ) -> None:
+        self.composer, self.small, self.large = composer, tuple(small), tuple(large)
+        self.most, self.extent = most, extent
         self.batch, self.seed = batch, seed
+        self.small_until = 0.6 * epochs * self.steps_per_epoch
 
     def from_step(self, start: int, total: int) -> Dataset:
         return _Steps(self.make, start, total)
 
     def make(self, step: int) -> tuple[Tensor, Tensor]:
         rng = np.random.default_rng((self.seed, step))
-        size = int(rng.choice(self.sizes))
+        size = int(rng.choice(self.small if step < self.small_until else self.large))
         first = (self.seed * 1_000_000 + step) * self.batch
-        return collate([self.composer.scene(first + i, size, CROWD) for i in range(self.batch)])
-
-
-class EmbeddedBatches:
-    """What the embedded weights learn from: small quick scenes of few, large pictures for most of the run, so that
-    the classes are learnt; then whole composites as a webcam shows them."""
-
-    classes = len(COCO_NAMES)
-    steps_per_epoch = 100
-    small, small_batch = (96, 128), 24
-    large, large_batch = (160, 192), 12
-    small_share = 0.8
-
-    def __init__(self, scenes: Scenes, composer: Composer, epochs: int, seed: int) -> None:
-        self.scenes, self.composer, self.seed = scenes, composer, seed
-        self.small_until = int(self.small_share * epochs * self.steps_per_epoch)
-
-    def from_step(self, start: int, total: int) -> Dataset:
-        return _Steps(self.make, start, total)
-
-    def make(self, step: int) -> tuple[Tensor, Tensor]:
-        rng = np.random.default_rng((self.seed, step))
-        if step < self.small_until:
-            size = int(rng.choice(self.small))
-            return self.scenes.make(self.seed * 1_000_000 + step, self.small_batch, size, most=3, extent=(0.25, 1.0))
-        size = int(rng.choice(self.large))
-        first = (self.seed * 1_000_000 + step) * self.large_batch
-        return collate([self.composer.scene(first + i, size, extent=(0.12, 0.95)) for i in range(self.large_batch)])
+        return collate([self.composer.scene(first + i, size, self.most, self.extent) for i in range(self.batch)])
 
 
 class FolderBatches:

@@ -94,13 +94,6 @@ class Network(nn.Module):
         assert isinstance(head, Detect | DualDetect)
         return head
 
-    def features(self, x: Tensor) -> RawMaps:
-        """The three maps that the main head reads, without the head: strides 8, 16, 32."""
-        outputs: dict[int, Tensor] = {-1: x}
-        for i in sorted(self.eval_layers)[:-1]:
-            outputs[i] = self.model[i](*(outputs[j] for j in self.eval_sources[i]))
-        return [outputs[j] for j in self.eval_sources[-1]]
-
     def forward(self, x: Tensor) -> Tensor | RawMaps | tuple[RawMaps, RawMaps]:
         sources = self.sources if self.training else self.eval_sources
         last_use = self._last_use[self.training]

@@ -1,6 +1,7 @@
 """Trains a YOLOv9 (with PGI) or GELAN network; resumes by itself from the last checkpoint in `--out`.
 
-    python -m models.yolov9.train --data embedded --init runs/yolov9/pretrain/last.pt --out runs/yolov9/embedded
+    python -m models.yolov9.train --data embedded --out runs/yolov9/embedded     # the shipped weights: stage 1,
+    python -m models.yolov9.train --data embedded-close --init runs/yolov9/embedded/last.pt --out runs/yolov9/close
     python -m models.yolov9.train --data my/data.yaml --out runs/yolov9/mine      # YOLO format
     python -m models.yolov9.train --data my/annotations.json --images my/images --out runs/yolov9/mine   # COCO
 
@@ -28,15 +29,14 @@ from models.errors import BadInput
 from models.runtime import choose_device
 from models.yolov9.checkpoint import to_inference
 from models.yolov9.compose import Composer
-from models.yolov9.data import Batches, EmbeddedBatches, FolderBatches
+from models.yolov9.data import Batches, CompositeBatches, FolderBatches
 from models.yolov9.datasets import DataSet
 from models.yolov9.loss import Losses, detection_loss
 from models.yolov9.network import Network, build
-from models.yolov9.scenes import Scenes
 
 NOMINAL_BATCH = 64
-# Of t and s: the layers below the head, and the auxiliary neck's layers with those of the main one that they copy.
-PRETRAINED = range(22)
+# Of t and s: the head's layer in either form, and the auxiliary neck's layers by those of the main one.
+HEAD, TRAINING_HEAD = 22, 29
 AUXILIARY_COPIES = {9: 22, 12: 25, 15: 28}
 
 
@@ -67,13 +67,14 @@ class Recipe:
     seed: int = 0
 
 
-# Starts from the pretrained network. AdamW instead of SGD, because 1 900 steps are less than 0.1 % of the official
-# schedule; no accumulation and a shorter average for the same reason.
+# 34k composites: small pictures first, AdamW instead of SGD, because 2 100 steps are less than 0.1 % of the
+# official schedule; no accumulation and a shorter average for the same reason.
 EMBEDDED = Recipe(
     class_width=80,
-    epochs=19,
+    size=320,
+    epochs=21,
     optimiser="adamw",
-    lr=1.5e-3,
+    lr=2e-3,
     schedule="cosine",
     weight_decay=0.02,
     warmup_epochs=1.5,
@@ -82,6 +83,13 @@ EMBEDDED = Recipe(
     ema_decay=0.998,
     ema_ramp=300,
     save_every=50,
+)
+
+
+# Second stage: many more pictures for the same time, each small and filled by few objects, so that the
+# classes are learnt. Cards before a camera look like this too.
+EMBEDDED_CLOSE = replace(
+    EMBEDDED, size=128, batch=24, epochs=15, lr=1.5e-3, warmup_epochs=1, ema_ramp=100, save_every=100, seed=1
 )
 
 
@@ -139,25 +147,33 @@ def train(recipe: Recipe, data: Batches, out: Path, device: str = "cpu", network
     return average.network(net)
 
 
-def started_from(last: Path, recipe: Recipe, classes: int) -> Network:
-    """The recipe's network, with the weights of `last.pt` of another run or of `models.yolov9.pretrain`.
-
-    From pretraining come all layers below the head; PGI's auxiliary neck starts as a copy of the main one.
-    """
+def started_from(path: Path, recipe: Recipe, classes: int) -> Network:
+    """The recipe's network with the averaged weights of another run's `last.pt`, or of an inference-form
+    safetensors file of t or s; what such a file lacks, PGI's auxiliary branch, starts as a copy of the main one."""
     net = build(recipe.network, classes, training=True, class_width=recipe.class_width)
-    saved = torch.load(last, map_location="cpu", weights_only=True)
-    if "average" in saved:
-        net.load_state_dict(saved["average"]["tensors"])
+    if path.suffix != ".safetensors":
+        net.load_state_dict(torch.load(path, map_location="cpu", weights_only=True)["average"]["tensors"])
         return net
     state = net.state_dict()
-    for name, value in saved["network"].items():
-        layer, _, rest = name.removeprefix("model.").partition(".")
-        if int(layer) in PRETRAINED:
-            state[name] = value
-        if int(layer) in AUXILIARY_COPIES:
-            state[f"model.{AUXILIARY_COPIES[int(layer)]}.{rest}"] = value
+    for name, value in weights.read_safetensors(path).items():
+        main, copy = _training_names(name)
+        if main not in state or state[main].shape != value.shape:
+            raise BadInput(f"{path.name} is no {recipe.network} with {classes} classes in its inference form.")
+        for target in (main, copy):
+            if target in state and state[target].shape == value.shape:  # the class towers may differ in width
+                state[target] = value.to(state[target].dtype)
     net.load_state_dict(state)
     return net
+
+
+def _training_names(name: str) -> tuple[str, str]:
+    """Where a tensor of gelan-t or gelan-s goes in the training form: in the main branch, and as an auxiliary copy."""
+    layer, _, rest = name.removeprefix("model.").partition(".")
+    if int(layer) == HEAD:
+        part, _, place = rest.partition(".")
+        main = {"cv2": "cv4", "cv3": "cv5", "dfl": "dfl2"}[part]
+        return f"model.{TRAINING_HEAD}.{main}.{place}", f"model.{TRAINING_HEAD}.{rest}"
+    return name, f"model.{AUXILIARY_COPIES.get(int(layer), layer)}.{rest}"
 
 
 class Average:
@@ -293,7 +309,7 @@ def main() -> None:
     parser.add_argument("--images", type=Path, help="image folder of a COCO annotation file")
     parser.add_argument("--art", type=Path, default=Path("runs/yolov9/art"), help="cut-outs of models.yolov9.art")
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--init", type=Path, help="start from last.pt of another run or of models.yolov9.pretrain")
+    parser.add_argument("--init", type=Path, help="start from this run's last.pt, or from a safetensors file")
     parser.add_argument("--device", default="cpu")
     for name, kind in (
         ("network", str), ("class-width", int), ("size", int), ("batch", int), ("epochs", int),
@@ -301,13 +317,20 @@ def main() -> None:
     ):  # fmt: skip
         parser.add_argument(f"--{name}", type=kind)
     args = parser.parse_args()
-    recipe = EMBEDDED if args.data == "embedded" else Recipe()
+    recipe = {"embedded": EMBEDDED, "embedded-close": EMBEDDED_CLOSE}.get(args.data, Recipe())
     given = {k: v for k, v in vars(args).items() if v is not None and hasattr(recipe, k)}
     recipe = replace(recipe, **given)
     data: Batches
     if args.data == "embedded":
-        scenes, composer = Scenes.from_art(args.art), Composer.from_art(args.art)
-        data = EmbeddedBatches(scenes, composer, recipe.epochs, recipe.seed)
+        large = (recipe.size - 64, recipe.size, recipe.size + 64)
+        composer = Composer.from_art(args.art)
+        data = CompositeBatches(composer, (192, 224, 256), large, recipe.batch, recipe.epochs, recipe.seed)
+    elif args.data == "embedded-close":
+        sizes = (96, 128, 160)
+        composer = Composer.from_art(args.art)
+        data = CompositeBatches(
+            composer, sizes, sizes, recipe.batch, recipe.epochs, recipe.seed, most=4, extent=(0.25, 0.95)
+        )
     else:
         found = DataSet.read(Path(args.data), args.images)
         mosaic_until = recipe.epochs - recipe.close_mosaic

@@ -10,16 +10,17 @@ import torch
 import yaml
 from PIL import Image, ImageDraw
 
+from models import weights
 from models.errors import BadInput
 from models.runtime import Device
 from models.yolov9.augment import Augmentation, Labelled, affine, copy_paste, flipped, mixup, mosaic_of
-from models.yolov9.checkpoint import load_network
+from models.yolov9.checkpoint import load_network, to_inference
 from models.yolov9.data import FolderBatches
 from models.yolov9.datasets import DataSet, load_labelled, read_samples
 from models.yolov9.evaluate import _coco_metrics, mean_average_precision
 from models.yolov9.network import build, fuse
 from models.yolov9.pipeline import Detector
-from models.yolov9.train import Recipe, make_optimiser, set_rates, train
+from models.yolov9.train import EMBEDDED, Recipe, make_optimiser, set_rates, started_from, train
 
 NAMES = ["red square", "green disc"]
 
@@ -212,3 +213,13 @@ def test_average_precision_by_hand():
     assert _coco_metrics(truth, [hit])["AP"] == pytest.approx(1)
     assert _coco_metrics(truth, [miss, hit])["AP50"] == pytest.approx(0.5)
     assert _coco_metrics(truth, [])["AP50"] == 0
+
+
+def test_training_can_start_from_shipped_weights():
+    shipped = weights.read_safetensors(weights.ASSETS / "yolov9" / "yolov9-t-embedded.safetensors")
+    started = started_from(weights.ASSETS / "yolov9" / "yolov9-t-embedded.safetensors", EMBEDDED, 80)
+    back = to_inference(started.state_dict())
+    assert back.keys() == shipped.keys()
+    assert all(torch.equal(back[name], value.to(back[name].dtype)) for name, value in shipped.items())
+    main, auxiliary = started.model[12].state_dict(), started.model[25].state_dict()
+    assert all(torch.equal(main[name], auxiliary[name]) for name in main)

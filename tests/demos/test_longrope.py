@@ -1,0 +1,69 @@
+"""The LongRoPE tab over its API, with the real embedded model."""
+
+import pytest
+from gradio_client import Client
+from gradio_client.exceptions import AppError
+
+SETTINGS = {
+    "power": 9, "depth": 0.5, "trials": 1, "seed": 0, "methods": ["none"], "mode": "exact", "kv": "float32",
+    "magnitude": "", "n_hat": 0, "table": "", "text": "", "file": None, "needle": "", "question": "", "key": "",
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def client(app_server):
+    return Client(app_server.url, verbose=False)
+
+
+def ask(client, **changes):
+    return client.predict(*{**SETTINGS, **changes}.values(), api_name="/longrope_passkey")
+
+
+def test_passkey_is_found(client):
+    prompt, progress, table, summary, _ = ask(client)
+    assert "<mark>" in prompt and "Done" in progress
+    row = dict(zip(table["headers"], table["data"][0], strict=True))
+    assert row["key"] in row["answer"] and row["right"] == "yes" and row["mode"] == "exact"
+    assert "1 of 1" in summary and "interval" in summary
+
+
+def test_a_sentence_of_ones_own_in_a_text_of_ones_own(client):
+    prompt, _, table, *_ = ask(
+        client, text="The rain fell. Nobody spoke. A dog barked far away. ", needle="<b>Anna</b> likes 31415.",
+        question="<b>Anna</b> likes", key="31415",
+    )  # fmt: skip
+    assert "&lt;b&gt;Anna" in prompt and "repeated" in prompt  # shown as text, never as markup
+    assert table["data"][0][4] == "31415"
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"power": 40}, {"power": float("nan")}, {"trials": 0}, {"trials": 10**6}, {"methods": []},
+        {"methods": ["../x"]}, {"mode": "fast"}, {"kv": "int2"}, {"magnitude": "loud", "power": 14, "methods": ["pi"]},
+        {"table": "1,2,3", "power": 14, "methods": ["longrope"]}, {"depth": float("nan")}, {"depth": 2},
+        {"table": "nan\n" * 32, "power": 14, "methods": ["longrope"]}, {"needle": "only a needle"}, {"n_hat": "x"},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_bad_settings_get_a_message_and_start_nothing(client, changes):
+    with pytest.raises((AppError, ValueError)):
+        ask(client, **changes)
+
+
+def test_a_table_of_the_wrong_length_names_the_right_one(client):
+    with pytest.raises(AppError, match="needs 32"):
+        ask(client, power=14, methods=["longrope"], table="1\n2\n3\n")
+
+
+def test_cost_of_two_million_tokens(client):
+    text = client.predict("LLaMA-2-7B", 21, "bfloat16", "A100 80 GB", 8, api_name="/longrope_cost")
+    assert "1,024.0 GiB" in text  # the specification's figure
+    with pytest.raises(AppError):
+        client.predict("LLaMA-2-7B", 21, "bfloat16", "A100 80 GB", -1, api_name="/longrope_cost")
+
+
+def test_one_user_never_sees_anothers_answers(app_server):
+    first, second = (Client(app_server.url, verbose=False) for _ in range(2))
+    ask(first)
+    assert len(ask(second)[2]["data"]) == 1
