@@ -206,7 +206,7 @@ def _passkey_tab(handle: Handle) -> gr.Textbox:
 
 def _ask(handle: Handle, asked: Question, rows: list[dict], cancel: parts.Cancel) -> Iterator[tuple[Any, ...]]:
     """Prompt, progress, answers as they come; last the heat map. Cancelling keeps what was answered."""
-    answered = list(rows)
+    answered, marked = list(rows), ""
     still = (gr.skip(),) * 6
     yield "", "<p>Loading the model</p>", *still[2:]
     with handle.use(gr.Progress()) as model:
@@ -216,13 +216,14 @@ def _ask(handle: Handle, asked: Question, rows: list[dict], cancel: parts.Cancel
                     answered = [*answered, event["trial"]]
                     yield (*still[:1], event["progress"], _rows(answered), _summary(answered), gr.skip(), answered)
                 elif "prompt" in event:
-                    yield event["prompt"], event["progress"], *still[2:]
+                    marked = event["prompt"]
+                    yield marked, event["progress"], *still[2:]
                 else:
                     yield gr.skip(), event["progress"], *still[2:]
             last = "<p>Done.</p>"
         except Cancelled:
             last = "<p>Cancelled. Finished answers are kept.</p>"
-    yield gr.skip(), last, _rows(answered), _summary(answered), _heat(answered), answered
+    yield marked, last, _rows(answered), _summary(answered), _heat(answered), answered
 
 
 def _trials(model: Model, asked: Question, report: Callable[[Any], None]) -> None:

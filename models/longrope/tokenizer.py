@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -50,7 +51,7 @@ def from_gguf(path: str | Path) -> Tokenizer:
 
 
 def from_folder(path: str | Path) -> Tokenizer:
-    """The `tokenizer.json` of a model folder.
+    """The `tokenizer.json` of a model folder; answers end at `eos_token_id` of its `config.json`, where it has one.
 
     Raises:
         WeightsCorrupt: it is missing or cannot be read.
@@ -59,6 +60,9 @@ def from_folder(path: str | Path) -> Tokenizer:
     if not file.is_file():
         raise WeightsCorrupt(f"The folder {Path(path).name} has no tokenizer.json. Choose a complete model folder.")
     try:
-        return Tokenizer(Backend.from_file(str(file)))
+        backend = Backend.from_file(str(file))
     except Exception as error:  # the library raises bare Exception
         raise WeightsCorrupt(f"tokenizer.json of {Path(path).name} cannot be read. Copy it again.") from error
+    config = Path(path) / "config.json"
+    end = json.loads(config.read_text(encoding="utf-8")).get("eos_token_id") if config.is_file() else None
+    return Tokenizer(backend, [] if end is None else [end] if isinstance(end, int) else end)

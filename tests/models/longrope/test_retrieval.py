@@ -1,13 +1,18 @@
 """Passkey prompts, scoring and the shipped language model on them."""
 
+import json
+from dataclasses import replace
+
 import pytest
 
 from models import longrope
-from models.errors import BadInput, Cancelled
+from models.errors import BadInput, Cancelled, WeightsCorrupt
 from models.longrope.engine import Reading
 from models.longrope.evaluate import passkey_summary
 from models.longrope.fitness import NeedleFitness, PerplexityFitness
 from models.longrope.retrieval import FILLER, TASK, is_right, make_prompt, run, wilson
+from models.weights import write_safetensors
+from tests.models.longrope.test_engine import CONFIG, random_weights
 
 
 @pytest.fixture(scope="module")
@@ -20,6 +25,28 @@ def model():
 )
 def test_text_survives_the_tokenizer(model, text):
     assert model.decode(model.encode(text)) == text
+
+
+def test_a_model_folder_is_the_official_tier(model, tmp_path):
+    config = replace(CONFIG, vocabulary=49_152)
+    write_safetensors(tmp_path / "model.safetensors", random_weights(config))
+    model.tokenizer.backend.save(str(tmp_path / "tokenizer.json"))
+    fields = {
+        "model_type": "llama", "num_hidden_layers": config.layers, "hidden_size": config.width,
+        "num_attention_heads": config.heads, "num_key_value_heads": config.kv_heads, "head_dim": config.head_dim,
+        "intermediate_size": config.hidden, "vocab_size": config.vocabulary, "rope_theta": config.base,
+        "max_position_embeddings": 512, "rms_norm_eps": config.eps, "eos_token_id": [2, 7],
+    }  # fmt: skip
+    (tmp_path / "config.json").write_text(json.dumps(fields))
+    theirs = longrope.load("official", tmp_path, "cpu")
+    assert theirs.window == 512 and theirs.tokenizer.stop == (2, 7) and theirs.name == tmp_path.name
+    assert theirs.encode("17865 apples") == model.encode("17865 apples")
+    assert not longrope.passkey(theirs, 300, "yarn").correct  # random weights know nothing
+    (tmp_path / "tokenizer.json").unlink()
+    with pytest.raises(WeightsCorrupt, match="tokenizer.json"):
+        longrope.load("official", tmp_path, "cpu")
+    with pytest.raises(BadInput, match="--weights-dir"):
+        longrope.load("official", None, "cpu")
 
 
 def test_names_of_special_tokens_are_plain_text(model):
