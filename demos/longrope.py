@@ -132,10 +132,14 @@ class Question:
         if method == "streaming":
             return model.scaling("none", model.window)
         if method == "longrope" and self.table.strip():
-            from models.longrope.tables import read_csv
+            from models.longrope.tables import read_csv, read_json
 
-            factors, _ = read_csv(self.table, model.config.rotary_dim // 2)
-            return model.scaling("longrope", max(self.length, model.window), factors, self.magnitude, self.n_hat)
+            pairs, target = model.config.rotary_dim // 2, max(self.length, model.window)
+            if self.table.lstrip().startswith("{"):
+                factors = read_json(self.table, pairs)[1].rescale_factors
+            else:
+                factors, _ = read_csv(self.table, pairs)
+            return model.scaling("longrope", target, factors, self.magnitude, self.n_hat)
         plain = model.scaling_at(method, self.length)
         if self.magnitude is None and not self.n_hat or plain.method == "none":
             return plain
@@ -163,7 +167,9 @@ def _passkey_tab(handle: Handle) -> gr.Textbox:
                 seed = gr.Number(0, precision=0, label="Seed")
                 magnitude = gr.Textbox("", label="Magnitude", info="su, yarn or a number; empty: the method's own")
                 n_hat = gr.Number(0, precision=0, label="n-hat", info="First tokens that keep their angles")
-                table = gr.Textbox("", lines=3, label="Factor table for LongRoPE (CSV)", info="Empty: the shipped one")
+                table = gr.Textbox(
+                    "", lines=3, label="Factor table for LongRoPE (CSV or JSON)", info="Empty: the shipped one"
+                )
                 upload = gr.File(label="Or a table as CSV or JSON", file_types=[".csv", ".json"], height=90)
             with gr.Accordion("Your own text", open=False):
                 text = gr.Textbox("", lines=4, label="Haystack", max_length=MAX_TEXT)
@@ -198,7 +204,8 @@ def _passkey_tab(handle: Handle) -> gr.Textbox:
         [shown, progress, results, summary, heat, rows],
         **JOBS,
         api_name="longrope_passkey",
-        show_progress="hidden",
+        show_progress="minimal",  # says how many wait before you
+        show_progress_on=progress,
     )  # fmt: skip
     clear.click(lambda: ([], [], "", None), None, [rows, results, summary, heat], api_name="longrope_clear")
     return table
@@ -330,19 +337,8 @@ def _uploaded(path: str) -> str:
 
 
 def _table_text(path: str | None) -> str:
-    """An uploaded table as the text box's CSV. The box is checked against the model when it is used."""
-    if path is None:
-        return ""
-    from models.longrope.tables import read_json, write_csv
-
-    text = _uploaded(path)
-    if not path.endswith(".json"):
-        return text
-    long, _ = read_json(text, SMOLLM_PAIRS)
-    return write_csv(long.rescale_factors)
-
-
-SMOLLM_PAIRS = 32
+    """An uploaded table's text, as it is; it is checked against the model when it is used."""
+    return _uploaded(path) if path else ""
 
 
 # ---- search -----------------------------------------------------------------------------------------------
@@ -384,7 +380,7 @@ def _search_tab(handle: Handle, table: gr.Textbox) -> None:
 
     run.click(
         search_factors, [cancel, logs, scale, preset, seed], [progress, plot, found, csv, json, logs], **JOBS,
-        api_name="longrope_search", show_progress="hidden",
+        api_name="longrope_search", show_progress="minimal", show_progress_on=progress,
     )  # fmt: skip
 
     @parts.user_errors

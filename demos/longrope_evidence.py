@@ -31,6 +31,7 @@ def show_evidence(folder: Path) -> None:
     _passkey(_read(folder, "passkey"))
     _search(_read(folder, "search"))
     _perplexity(_read(folder, "perplexity"))
+    _speed(_read(folder, "speed"))
 
 
 def _read(folder: Path, name: str) -> dict[str, Any] | None:
@@ -86,6 +87,23 @@ def _perplexity(data: dict[str, Any] | None) -> None:
         for row in data["result"]["rows"]
     ]
     evidence_table(rows, _caption("Perplexity of the second half of one window", data))
+
+
+def _speed(data: dict[str, Any] | None) -> None:
+    if data is None:
+        gr.Markdown("Not measured yet: speed. `python tests/benchmarks/bench_longrope.py` records it.")
+        return
+    rows = [
+        EvidenceRow(
+            f"{row['tokens']:,} tokens and an answer of {data['result']['new_tokens']}, exact, {row['dtype']}",
+            None,
+            f"{row['ours_seconds']:.1f} s; transformers {row['transformers_seconds']:.1f} s: {row['ratio']:.2f}x",
+            f"peak memory {row['ours_peak_gigabytes']:.1f} and {row['transformers_peak_gigabytes']:.1f} GB; "
+            f"{'the same answer' if row['same_answer'] else 'different answers'}; own target: 3x at 8k",
+        )
+        for row in data["result"]["rows"]
+    ]
+    evidence_table(rows, _caption("Against transformers.generate, same weights and prompt, in turns", data))
 
 
 def _missing(what: str, command: str) -> None:

@@ -60,7 +60,7 @@ def test_a_search_can_be_stopped_continued_and_exported(page):
     page.locator("#longrope-use").click()
     page.get_by_role("tab", name="Passkey", exact=True).click()
     page.get_by_role("button", name="More").click()
-    expect(page.get_by_label("Factor table for LongRoPE (CSV)")).to_have_value("\n".join(rows) + "\n")
+    expect(page.get_by_label("Factor table for LongRoPE (CSV or JSON)")).to_have_value("\n".join(rows) + "\n")
 
 
 @pytest.mark.parametrize("name", ["Cost", "Evidence", "How it works"])

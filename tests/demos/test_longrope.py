@@ -4,6 +4,9 @@ import pytest
 from gradio_client import Client
 from gradio_client.exceptions import AppError
 
+from models.longrope.rope import scaling
+from models.longrope.tables import write_csv, write_json
+
 SETTINGS = {
     "power": 9, "depth": 0.5, "trials": 1, "seed": 0, "methods": ["none"], "mode": "exact", "kv": "float32",
     "magnitude": "", "n_hat": 0, "table": "", "text": "", "file": None, "needle": "", "question": "", "key": "",
@@ -54,6 +57,14 @@ def test_bad_settings_get_a_message_and_start_nothing(client, changes):
 def test_a_table_of_the_wrong_length_names_the_right_one(client):
     with pytest.raises(AppError, match="needs 32"):
         ask(client, power=14, methods=["longrope"], table="1\n2\n3\n")
+
+
+@pytest.mark.parametrize(("factor", "found"), [(1.0, "yes"), (40.0, "no")])
+def test_a_table_of_ones_own_is_used(client, factor, found):
+    long = scaling("longrope", 64, 1e5, 8192, 8192, table=[factor] * 32)
+    for table in (write_json(long), write_csv(long.rescale_factors)):
+        rows = ask(client, methods=["longrope"], table=table)[2]["data"]
+        assert rows[0][6] == found  # the newest answer is the first row
 
 
 def test_cost_of_two_million_tokens(client):
