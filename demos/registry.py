@@ -51,6 +51,20 @@ DEMOS: tuple[Demo, ...] = (
         build="demos.yolov9:build",
     ),
     Demo(
+        slug="pdiff",
+        title="P-diff",
+        paper="Wang et al.: Neural Network Diffusion. 2024, arXiv 2402.13144",
+        url="https://arxiv.org/abs/2402.13144",
+        claims=(
+            "Diffusion models can generate the parameters of neural networks.",
+            "An autoencoder turns checkpoints into latents; a diffusion model learns the latents.",
+            "Generated networks do as well as trained ones, or better, over many architectures and data sets.",
+            "They are said not to be copies: their mistakes differ from those of the networks they were learned from.",
+            "Noise added to parameters and latents while training matters for it.",
+        ),
+        build="demos.pdiff:build",
+    ),
+    Demo(
         slug="longrope",
         title="LongRoPE",
         paper="Ding et al.: LongRoPE: Extending LLM Context Window Beyond 2 Million Tokens. 2024, arXiv 2402.13753",
