@@ -35,11 +35,11 @@ FACES = (
 )
 ANIMALS = (
     "ant badger bat beaver beetle bird bison bug butterfly camel=two-hump-camel chicken chipmunk crab cricket "
-    "crocodile deer dolphin donkey dove dragon=dragon-face duck eagle elephant fish flamingo giraffe goat goose gorilla hedgehog "
-    "hippo=hippopotamus bee=honeybee jellyfish kangaroo ladybug=lady-beetle leopard lizard llama lobster mammoth moose "
-    "octopus orangutan otter owl ox parrot peacock penguin poodle ram rat rhino=rhinoceros rooster dinosaur=t-rex "
-    "scorpion seal shark sheep=ewe shrimp skunk sloth snail snake spider squid swan turkey turtle tropical-fish whale "
-    "worm zebra pufferfish=blowfish"
+    "crocodile deer dolphin donkey dove dragon=dragon-face duck eagle elephant fish flamingo giraffe goat goose "
+    "gorilla hedgehog hippo=hippopotamus bee=honeybee jellyfish kangaroo ladybug=lady-beetle leopard lizard llama "
+    "lobster mammoth moose octopus orangutan otter owl ox parrot peacock penguin poodle ram rat rhino=rhinoceros "
+    "rooster dinosaur=t-rex scorpion seal shark sheep=ewe shrimp skunk sloth snail snake spider squid swan turkey "
+    "turtle tropical-fish whale worm zebra pufferfish=blowfish"
 )
 PLANTS = (
     "blossom bouquet cactus tree=deciduous-tree pine=evergreen-tree clover=four-leaf-clover hibiscus leaf=herb lotus "
