@@ -1,0 +1,36 @@
+"""A tokenizer of LLaMA's kind and a language model, both of any size, made on the spot."""
+
+from __future__ import annotations
+
+import string
+
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM, LlamaTokenizer, PreTrainedTokenizerBase
+
+from models.anygpt.vocabulary import Codes, Layout
+
+SMALL = Layout(image=Codes(16), speech=Codes(12), music=Codes(8, layers=4), audio=None)
+
+
+def llama_tokenizer(size: int) -> PreTrainedTokenizerBase:
+    """Of LLaMA's own kind: byte fallback, a space before each chunk, characters, then fillers up to `size`."""
+    vocabulary = {"<unk>": 0, "<s>": 1, "</s>": 2} | {f"<0x{byte:02X}>": 3 + byte for byte in range(256)}
+    for character in "▁" + string.printable[:95].replace(" ", ""):
+        vocabulary[character] = len(vocabulary)
+    merges = []
+    for pair in ("▁▁", "▁t", "th", "he", "an", "in"):
+        vocabulary[pair] = len(vocabulary)
+        merges.append((pair[0], pair[1]))
+    while len(vocabulary) < size:
+        vocabulary[f"filler{len(vocabulary)}"] = len(vocabulary)
+    return LlamaTokenizer(vocab=vocabulary, merges=merges, legacy=True)
+
+
+def tiny_llama(size: int, seed: int = 0, **changes: object) -> LlamaForCausalLM:
+    torch.manual_seed(seed)
+    settings: dict = {
+        "vocab_size": size, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 512,
+        "bos_token_id": 1, "eos_token_id": 2, "tie_word_embeddings": False,
+    }  # fmt: skip
+    return LlamaForCausalLM(LlamaConfig(**(settings | changes))).eval()
