@@ -5,8 +5,9 @@ from __future__ import annotations
 import string
 
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM, LlamaTokenizer, PreTrainedTokenizerBase
+from transformers import LlamaConfig, LlamaForCausalLM, LlamaTokenizer, LogitsProcessor, PreTrainedTokenizerBase
 
+from models.anygpt.grammar import Allowed, Rules
 from models.anygpt.vocabulary import Codes, Layout
 
 SMALL = Layout(image=Codes(16), speech=Codes(12), music=Codes(8, layers=4), audio=None)
@@ -34,3 +35,23 @@ def tiny_llama(size: int, seed: int = 0, **changes: object) -> LlamaForCausalLM:
         "bos_token_id": 1, "eos_token_id": 2, "tie_word_embeddings": False,
     }  # fmt: skip
     return LlamaForCausalLM(LlamaConfig(**(settings | changes))).eval()
+
+
+class MaskingProcessor(LogitsProcessor):
+    """A grammar the usual way: `transformers.generate` computes all logits, and those not allowed are masked."""
+
+    def __init__(self, rules: Rules, prompt: list[int]) -> None:
+        self.rules, self.state, self.read = rules, rules.begin(prompt), len(prompt)
+        self.masks: dict[Allowed, torch.Tensor] = {}
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        for token in input_ids[0, self.read :].tolist():
+            self.state = self.rules.advance(self.state, token)
+        self.read = input_ids.shape[1]
+        allowed = self.rules.allowed(self.state)
+        if allowed not in self.masks:
+            mask = torch.ones(scores.shape[1], dtype=torch.bool)
+            for low, high in allowed.spans:
+                mask[low:high] = False
+            self.masks[allowed] = mask
+        return scores.masked_fill(self.masks[allowed], -torch.inf)

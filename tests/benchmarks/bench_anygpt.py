@@ -1,0 +1,86 @@
+"""Constrained generation here against `transformers.generate` with a masking processor: same model, prompt and rules.
+
+    python tests/benchmarks/bench_anygpt.py --shape 135m --tokens 128
+
+A random model of SmolLM2-135M's shape with AnyGPT's chat vocabulary; the rounds alternate and the best of each counts.
+Greedy replies are compared, so that speed is not bought with another answer.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+import torch
+from transformers import LogitsProcessorList
+
+from models.anygpt.decoding import LanguageModel, generate
+from models.anygpt.grammar import OFFICIAL_RULES, Grammar
+from models.anygpt.vocabulary import extend, stop_ids
+from models.runtime import choose_device
+from tests.models.anygpt.tiny import MaskingProcessor, llama_tokenizer, tiny_llama
+
+SHAPES: dict[str, dict[str, object]] = {
+    "tiny": {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 4},
+    "135m": {
+        "hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30, "num_attention_heads": 9,
+        "num_key_value_heads": 3, "tie_word_embeddings": True,
+    },
+}  # fmt: skip
+
+
+def timed(work: Callable[[], list[int]]) -> tuple[float, list[int]]:
+    started = time.perf_counter()
+    ids = work()
+    return time.perf_counter() - started, ids
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shape", choices=SHAPES, default="135m")
+    parser.add_argument("--tokens", type=int, default=128, help="of each reply")
+    parser.add_argument("--prompt", type=int, default=100, help="tokens of the prompt")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--dtype", default=choose_device("cpu").dtype)
+    args = parser.parse_args()
+
+    tokenizer = llama_tokenizer(32_000)
+    vocabulary = extend(tokenizer)
+    stop = stop_ids(tokenizer, vocabulary)
+    settings = SHAPES[args.shape] | {"max_position_embeddings": 4096}
+    model = tiny_llama(vocabulary.size, **settings).to(getattr(torch, args.dtype))
+    lm = LanguageModel(model)
+    print(f"{model.num_parameters() / 1e6:.0f} M parameters, {args.dtype}, {torch.get_num_threads()} threads")
+    for medium in ("text", "image", "speech", "music"):
+        start = [] if medium == "text" else [vocabulary.media[medium].start]
+        prompt = [1, *range(3, 3 + args.prompt - 2), *start]
+        # Without stop ids all replies of text have the same length.
+        grammar = Grammar(vocabulary, OFFICIAL_RULES if start else {}, stop if start else [], args.tokens)
+
+        def ours(prompt: list[int] = prompt, grammar: Grammar = grammar) -> list[int]:
+            return list(generate(lm, prompt, grammar))
+
+        def theirs(prompt: list[int] = prompt, grammar: Grammar = grammar) -> list[int]:
+            mask = LogitsProcessorList([MaskingProcessor(grammar, prompt)])
+            out = model.generate(
+                torch.tensor([prompt]), attention_mask=torch.ones(1, len(prompt)), logits_processor=mask,
+                max_new_tokens=args.tokens, do_sample=False, pad_token_id=0, eos_token_id=list(stop),
+            )  # fmt: skip
+            return out[0, len(prompt) :].tolist()
+
+        runs = [(timed(ours), timed(theirs)) for _ in range(args.rounds)]
+        mine, other = (min((pair[i] for pair in runs), key=lambda run: run[0]) for i in (0, 1))
+        print(
+            f"{medium:6} {len(mine[1])} tokens: here {len(mine[1]) / mine[0]:.1f} a second, generate "
+            f"{len(other[1]) / other[0]:.1f}, ratio {other[0] / mine[0] * len(mine[1]) / len(other[1]):.2f}, "
+            f"same ids: {mine[1] == other[1]}"
+        )
+
+
+if __name__ == "__main__":
+    main()

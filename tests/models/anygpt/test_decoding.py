@@ -1,0 +1,156 @@
+"""Generation against `transformers.generate`: same model, same ids."""
+
+from itertools import islice
+
+import pytest
+import torch
+from hypothesis import assume, given
+from hypothesis import strategies as st
+from transformers import (
+    CohereConfig,
+    CohereForCausalLM,
+    GPT2Config,
+    GPT2LMHeadModel,
+    LogitsProcessorList,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
+
+from models.anygpt import decoding, sampling
+from models.anygpt.decoding import LanguageModel, generate
+from models.anygpt.grammar import Free, Grammar, Rule
+from models.anygpt.sampling import PRESETS, Sampler
+from models.anygpt.vocabulary import stop_ids
+from models.errors import BadInput
+from tests.models.anygpt.tiny import MaskingProcessor, tiny_llama
+
+PROMPT = [1, 40, 300, 7, 9, 260]
+
+
+def others() -> list:
+    """Other architectures: one with scaled logits, one with a layer norm and learned positions."""
+    torch.manual_seed(0)
+    cohere = CohereConfig(
+        vocab_size=480, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
+        logit_scale=0.25, max_position_embeddings=512, pad_token_id=0, bos_token_id=1, eos_token_id=2,
+    )  # fmt: skip
+    gpt2 = GPT2Config(vocab_size=480, n_embd=32, n_layer=2, n_head=4, n_positions=512, bos_token_id=1, eos_token_id=2)
+    return [CohereForCausalLM(cohere).eval(), GPT2LMHeadModel(gpt2).eval()]
+
+
+def reference(model, prompt: list[int], tokens: int, **settings: object) -> list[int]:
+    options = {"do_sample": False, "pad_token_id": 0, "eos_token_id": 2, "max_new_tokens": tokens} | settings
+    out = model.generate(torch.tensor([prompt]), attention_mask=torch.ones(1, len(prompt)), **options)
+    return out[0, len(prompt) :].tolist()
+
+
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("repetition", [1.0, 1.3])
+def test_unconstrained_greedy_is_transformers_own(tied, repetition):
+    model = tiny_llama(480, seed=4, tie_word_embeddings=tied)
+    preset = {"text": Sampler(temperature=0, repetition=repetition)}
+    ours = list(generate(LanguageModel(model), PROMPT, Free(480, [2], 300), preset))
+    assert ours == reference(model, PROMPT, 300, repetition_penalty=repetition)
+    assert len(ours) > 20  # 300 tokens outgrow the first cache buffer
+
+
+@pytest.mark.parametrize("which", [0, 1])
+def test_other_architectures_plug_in(which):
+    model = others()[which]
+    lm = LanguageModel(model)
+    assert (lm._head is None) == (which == 0)  # scaled logits are noticed
+    assert list(generate(lm, PROMPT, Free(480, [2], 40))) == reference(model, PROMPT, 40)
+
+
+def test_constrained_greedy_is_generate_with_a_mask(small, model):
+    tokenizer, vocabulary = small
+    rules = {"image": Rule(6, 6, 2), "speech": Rule(1, 9, 2), "music": Rule(4, 16, 1)}
+    stop = stop_ids(tokenizer, vocabulary)
+    for medium in ("image", "speech", "music"):
+        prompt = [*PROMPT, vocabulary.media[medium].start]
+        grammar = Grammar(vocabulary, rules, stop, 60)
+        ours = list(generate(LanguageModel(model), prompt, grammar))
+        mask = LogitsProcessorList([MaskingProcessor(grammar, prompt)])
+        assert ours == reference(model, prompt, 60, logits_processor=mask, eos_token_id=list(stop))
+        assert len(ours) > 8
+
+
+def test_a_long_prompt_is_read_in_pieces_without_a_difference(model, monkeypatch):
+    prompt = [(7 * i) % 300 + 3 for i in range(400)]
+    whole = reference(model, prompt, 5)
+    monkeypatch.setattr(decoding, "PREFILL", 96)
+    assert list(generate(LanguageModel(model), prompt, Free(400, [2], 5))) == whole
+
+
+def test_seeds_repeat_and_differ(model, vocabulary, small):
+    lm = LanguageModel(model)
+    grammar = Grammar(vocabulary, {"speech": Rule(1, 9, 2)}, stop_ids(*small), 40)
+    sampled = {seed: list(generate(lm, PROMPT, grammar, PRESETS["repository"], seed)) for seed in (1, 2)}
+    assert sampled[1] == list(generate(lm, PROMPT, grammar, PRESETS["repository"], 1))
+    assert sampled[1] != sampled[2]
+
+
+def test_two_streams_at_once_do_not_meet(model):
+    lm = LanguageModel(model)
+    alone = [list(generate(lm, prompt, Free(400, [2], 20))) for prompt in (PROMPT, PROMPT[::-1])]
+    together = [generate(lm, prompt, Free(400, [2], 20)) for prompt in (PROMPT, PROMPT[::-1])]
+    pairs = list(zip(*together, strict=True))
+    assert [list(ids) for ids in zip(*pairs, strict=True)] == alone
+
+
+def test_closing_the_iterator_stops_the_work(model):
+    calls = []
+    lm = LanguageModel(model)
+    hook = model.model.register_forward_hook(lambda *_: calls.append(1))
+    try:
+        ids = generate(lm, PROMPT, Free(400, [2], 100))
+        assert len(list(islice(ids, 3))) == 3
+        ids.close()
+        assert len(calls) == 3
+        assert list(ids) == []
+    finally:
+        hook.remove()
+
+
+def test_the_only_allowed_id_costs_no_pass(model, vocabulary, small):
+    lm = LanguageModel(model)
+    calls = []
+    hook = model.model.register_forward_hook(lambda *_: calls.append(1))
+    try:
+        grammar = Grammar(vocabulary, {"image": Rule(6, 6, 1)}, stop_ids(*small), 7)
+        ids = list(generate(lm, [*PROMPT, vocabulary.media["image"].start], grammar))
+        assert (len(ids), len(calls)) == (7, 6)
+    finally:
+        hook.remove()
+
+
+def test_windows_and_empty_prompts(model):
+    lm = LanguageModel(model)
+    with pytest.raises(BadInput, match="513 tokens and the model reads 512"):
+        list(generate(lm, [5] * 513, Free(400, [2], 5)))
+    with pytest.raises(BadInput, match="empty"):
+        next(generate(lm, [], Free(400, [2], 5)))
+
+
+@given(st.floats(0.1, 3), st.floats(0.05, 1), st.integers(0, 60), st.integers(0, 2**32 - 1))
+def test_the_distribution_is_transformers_own(temperature, top_p, top_k, seed):
+    scores = torch.randn(50, generator=torch.Generator().manual_seed(seed)) * 3
+    sampler = Sampler(temperature, top_p, top_k)
+    chances, indices = sampling.distribution(scores, sampler)
+    ours = torch.zeros(50).index_put((indices,), chances)
+    sums = (scores / temperature).softmax(0).sort(descending=True).values.cumsum(0)
+    assume(top_k > 0 or float((sums - top_p).abs().min()) > 1e-4)  # both would be right
+    warpers = [TemperatureLogitsWarper(temperature)]
+    warpers += [TopKLogitsWarper(top_k)] if top_k else []
+    warpers += [TopPLogitsWarper(top_p)] if top_p < 1 else []
+    theirs = scores[None]
+    for warper in warpers:
+        theirs = warper(None, theirs)
+    torch.testing.assert_close(ours, theirs.softmax(-1)[0], atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("wrong", [{"temperature": -1}, {"top_p": 0}, {"top_p": 1.5}, {"top_k": -1}, {"repetition": 0}])
+def test_settings_out_of_range_are_refused(wrong):
+    with pytest.raises(BadInput, match="it can be"):
+        Sampler(**wrong)
