@@ -23,7 +23,9 @@ from models.errors import BadInput, UnsafeCheckpoint
 from models.weights import read_safetensors
 
 MOST_BYTES = 2_000_000_000
-_PART = re.compile(r"^(?P<module>.+?)[._](?P<part>lora_A|lora_B|lora\.down|lora\.up|lora_down|lora_up)(?:\.default)?\.weight$")
+_PART = re.compile(
+    r"^(?P<module>.+?)[._](?P<part>lora_A|lora_B|lora\.down|lora\.up|lora_down|lora_up)(?:\.default)?\.weight$"
+)
 _DOWN = ("lora_A", "lora.down", "lora_down")
 _TEXT = ("text_encoder.", "text_encoder_2.", "lora_te_", "lora_te1_", "lora_te2_")
 _PREFIXES = ("base_model.model.", "unet.")
@@ -51,6 +53,12 @@ class Adapter:
     name: str
     layers: Mapping[str, Layer]
     unused: int
+
+    @property
+    def summary(self) -> str:
+        """What it does, in a sentence."""
+        unused = f"; its {self.unused} tensors for text encoders are not used" if self.unused else ""
+        return f"{self.name}: {len(self.layers)} layers changed{unused}."
 
 
 def read(path: str | Path, network: nn.Module) -> Adapter:
@@ -125,8 +133,8 @@ def _check(adapter: Adapter, network: nn.Module) -> None:
         )
         if not fits:
             raise BadInput(
-                f"{adapter.name} does not fit: its layer {module} is {list(layer.down.shape)} and {list(layer.up.shape)}, "
-                f"the network's weight is {list(weight.shape)}. It was made for another network."
+                f"{adapter.name} does not fit: its layer {module} is {list(layer.down.shape)} and "
+                f"{list(layer.up.shape)}, the network's is {list(weight.shape)}. It was made for another network."
             )
 
 

@@ -31,7 +31,7 @@ from models.sdxl_lightning.prompts import Conditioning, Encoder, checked
 
 Form = Literal["teacher", "unet", "lora"]
 Seed = int
-Place = Callable[[UNet2DConditionModel], UNet2DConditionModel]
+Place = Callable[[nn.Module], nn.Module]
 OnStep = Callable[[int, int, Callable[[], Image.Image]], None]
 
 BATCH = 8  # pictures in one network pass
@@ -119,6 +119,8 @@ class Family:
     place: puts a network where it computes, in the type it computes in.
     dtype: of the network's computations. resident: how many networks stay in memory.
     guidance: the teacher's, by default. tiny: a small decoder for previews.
+    label: the model's name in a picture's settings.
+    activate: called with a network before each use. turn: held while an order is drawn, where others must wait.
     """
 
     pipe: Any
@@ -131,12 +133,13 @@ class Family:
     resident: int = 8
     guidance: float = 6.0
     tiny: AutoencoderTiny | None = None
-    weights: str = ""
+    label: str = ""
+    activate: Callable[[UNet2DConditionModel], None] | None = None
     turn: AbstractContextManager[Any] = field(default_factory=nullcontext)
 
     def __post_init__(self) -> None:
         self.encoder = Encoder(self.pipe)
-        self._networks: OrderedDict[tuple[Any, ...], UNet2DConditionModel] = OrderedDict()
+        self._networks: OrderedDict[tuple[Any, ...], tuple[UNet2DConditionModel, tuple[str, ...]]] = OrderedDict()
         self._loading = threading.Lock()
 
     @property
@@ -184,7 +187,9 @@ class Family:
             for i, part in enumerate(shares.split(BATCH // 2)):
                 seeds = [order.seed] * len(part)
                 mixed = start.mixed(end, part)
-                clean = self._denoise(order, seeds, mixed, Seconds(), self._report(on_step, i, -(-frames // (BATCH // 2))))
+                clean = self._denoise(
+                    order, seeds, mixed, Seconds(), self._report(on_step, i, -(-frames // (BATCH // 2)))
+                )
                 yield from self.decode(clean)
 
     def checked(self, order: Order) -> Order:
@@ -194,13 +199,11 @@ class Family:
             why = self.absent.get(order.network, f"There is no {order.network.name} in this tier.")
             raise WeightsNotFound(why)
         is_teacher = order.network == TEACHER
-        steps = order.network.steps if not is_teacher else order.steps
-        if steps is None or (not is_teacher and order.steps not in (None, steps)):
-            raise BadInput(
-                f"The {order.network.name} runs {order.network.steps} steps, not {order.steps}: each student has its own."
-                if not is_teacher
-                else "Say how many steps the teacher shall run."
-            )
+        steps = order.steps if is_teacher else order.network.steps
+        if steps is None:
+            raise BadInput("Say how many steps the teacher shall run.")
+        if order.steps not in (None, steps):
+            raise BadInput(f"The {order.network.name} runs {steps} steps, not {order.steps}: each student has its own.")
         if not is_teacher and order.guidance is not None:
             raise BadInput("Students take no guidance: it was distilled into them. Leave it out.")
         guidance = (self.guidance if order.guidance is None else float(order.guidance)) if is_teacher else None
@@ -241,11 +244,19 @@ class Family:
         x = torch.from_numpy(np.array(fitted)).permute(2, 0, 1)[None].float() / 127.5 - 1
         with torch.inference_mode():
             x = x.to(self.pipe._execution_device, vae.dtype, memory_format=torch.channels_last)
-            latents = vae.encode(x).latent_dist.mode().float()
-        return _scaled(latents, vae.config)
+            found = vae.encode(x)
+        latents = found.latent_dist.mode() if hasattr(found, "latent_dist") else found.latents
+        return _scaled(latents.float(), vae.config)
 
-    def network(self, order: Order) -> UNet2DConditionModel:
-        """The order's network, read at its first use; the ones used last stay in memory."""
+    def read(self, network: Network) -> UNet2DConditionModel:
+        """A network without a LoRA of the user's, ready to use."""
+        return self.network(Order("", network))[0]
+
+    def network(self, order: Order) -> tuple[UNet2DConditionModel, tuple[str, ...]]:
+        """The order's network, read at its first use, and what is to be said of its LoRA.
+
+        The ones used last stay in memory.
+        """
         key: tuple[Any, ...] = (order.network,)
         if order.lora is not None:
             key += (order.lora, order.lora.stat().st_mtime_ns, order.lora_scale)
@@ -256,9 +267,12 @@ class Family:
             while len(self._networks) >= self.resident:
                 self._networks.popitem(last=False)
             network = self.sources[order.network]()
+            notes: tuple[str, ...] = ()
             if order.lora is not None:
-                adapters.fuse(network, adapters.read(order.lora, network), order.lora_scale)
-            self._networks[key] = self.place(network)
+                adapter = adapters.read(order.lora, network)
+                adapters.fuse(network, adapter, order.lora_scale)
+                notes = (adapter.summary,)
+            self._networks[key] = self.place(network), notes
             return self._networks[key]
 
     def _generate(self, order: Order, on_step: OnStep | None) -> Pictures:
@@ -275,11 +289,7 @@ class Family:
             started = time.perf_counter()
             images += [Image.fromarray(pixels) for pixels in self.decode(clean)]
             seconds.decode += time.perf_counter() - started
-        notes = condition.notes
-        if order.lora is not None:
-            notes += self._lora_notes(order)
-        if hasattr(self.pipe, "maybe_free_model_hooks"):
-            self.pipe.maybe_free_model_hooks()
+        notes = condition.notes + self.network(order)[1]
         run = order.strength or order.steps
         guided = order.guidance is not None and order.guidance > 1
         return Pictures(images, seeds, run, run * (1 + guided), order.guidance, seconds, notes)
@@ -289,7 +299,9 @@ class Family:
     ) -> Tensor:
         """Latents (B, C, h, w) of finished pictures, one a seed."""
         assert order.steps is not None and order.size is not None
-        network = self.network(order)
+        network, _ = self.network(order)
+        if self.activate is not None:
+            self.activate(network)
         started = time.perf_counter()
         is_teacher = order.network == TEACHER
         fresh = (
@@ -335,12 +347,6 @@ class Family:
 
         return report
 
-    def _lora_notes(self, order: Order) -> tuple[str, ...]:
-        assert order.lora is not None
-        adapter = adapters.read(order.lora, self.network(order))
-        said = f"{adapter.name}: {len(adapter.layers)} layers changed"
-        return (said + (f"; its {adapter.unused} tensors for text encoders are not used." if adapter.unused else "."),)
-
     def _checked_size(self, size: tuple[int, int], count: int) -> tuple[int, int]:
         w, h = size
         native = self.native[0] * self.native[1]
@@ -379,7 +385,7 @@ class Student:
 def placed(device: str, dtype: torch.dtype) -> Place:
     """Puts a network on a device in a type, channels last, which is the fast layout for convolutions."""
 
-    def place(network: UNet2DConditionModel) -> UNet2DConditionModel:
+    def place(network: nn.Module) -> nn.Module:
         # diffusers' own `to` warns about layers to be kept in float32, of which there are none.
         nn.Module.to(network, device=device, dtype=dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
         return network.eval().requires_grad_(False)

@@ -67,9 +67,7 @@ def teacher_scheduler(base: Mapping[str, Any]) -> EulerDiscreteScheduler:
 
 def scheduler(base: Mapping[str, Any], prediction_type: str) -> EulerDiscreteScheduler:
     """A fresh scheduler; `base` is the pristine config and stays as it is."""
-    return EulerDiscreteScheduler.from_config(
-        dict(base), timestep_spacing="trailing", prediction_type=prediction_type
-    )
+    return EulerDiscreteScheduler.from_config(dict(base), timestep_spacing="trailing", prediction_type=prediction_type)
 
 
 def plan(fresh: EulerDiscreteScheduler, steps: int) -> Plan:

@@ -14,12 +14,22 @@ from diffusers import (
     UNet2DConditionModel,
 )
 from safetensors.torch import save_file
-from transformers import BertConfig, BertModel, BertTokenizer, CLIPTextConfig, CLIPTextModel
-from transformers import CLIPTextModelWithProjection, CLIPTokenizer
+from transformers import (
+    BertConfig,
+    BertModel,
+    BertTokenizer,
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPTextModelWithProjection,
+    CLIPTokenizer,
+)
 
+from models.sdxl_lightning.autoencoder import PatchAutoencoder
+from models.sdxl_lightning.network import build_unet
+from models.sdxl_lightning.schedule import scheduler_config
 from models.sdxl_lightning.schedulers import SDXL_BASE
 
-WORDS = "a apple blue red cat dog with and sunglasses two pears on background pink fox".split()
+WORDS = ("a", "apple", "blue", "red", "cat", "dog", "with", "and", "two", "pears", "on", "background", "pink", "fox")
 
 
 def clip_tokenizer(pad: str = "<|endoftext|>") -> CLIPTokenizer:
@@ -130,3 +140,23 @@ def kohya_lora(network: torch.nn.Module, seed: int, rank: int = 2) -> dict[str, 
         up = torch.randn(weight.shape[0], rank, *(1,) * (weight.ndim - 2), generator=generator) * 0.2
         tensors |= {f"{key}.lora_down.weight": down, f"{key}.lora_up.weight": up, f"{key}.alpha": torch.tensor(1.0)}
     return tensors
+
+
+@pytest.fixture(scope="session")
+def embedded_folder(tmp_path_factory) -> Path:
+    """The shipped layout with random weights of the shipped architectures, students but the 8-step one."""
+    folder = tmp_path_factory.mktemp("embedded")
+    torch.manual_seed(0)
+    own_vae = PatchAutoencoder()
+    own_vae.components.normal_(std=0.1)
+    own_vae.half().save_pretrained(folder / "vae")
+    network = build_unet()
+    save_file(
+        {name: tensor.half() for name, tensor in build_unet().state_dict().items()},
+        folder / "lightning_1step_unet_x0.safetensors",
+    )
+    for steps in (2, 4):
+        save_file(kohya_lora(network, steps, 4), folder / f"lightning_{steps}step_lora.safetensors")
+    network.half().save_pretrained(folder / "teacher_unet")
+    EulerDiscreteScheduler.from_config(scheduler_config()).save_pretrained(folder / "scheduler")
+    return folder

@@ -34,7 +34,9 @@ def test_fusing_adds_alpha_over_rank_times_the_product(unet, module):
     )  # fmt: skip
     changed = xl_unet()
     adapters.fuse(changed, adapter, 0.5)
-    expected = torch.einsum("or,ri->oi", up.flatten(1), down.flatten(1)).reshape(changed.get_submodule(module).weight.shape)
+    expected = torch.einsum("or,ri->oi", up.flatten(1), down.flatten(1)).reshape(
+        changed.get_submodule(module).weight.shape
+    )
     delta = changed.get_submodule(module).weight - unet.get_submodule(module).weight
     torch.testing.assert_close(delta, 0.5 * 3 / 2 * expected, atol=1e-5, rtol=1e-4)
     others = [name for name, p in unet.named_parameters() if not torch.equal(p, changed.get_parameter(name))]
@@ -47,7 +49,9 @@ def test_a_fused_network_answers_like_one_with_the_lora_beside_it(unet):
     beside, fused = xl_unet(), xl_unet()
     layer = beside.get_submodule(LINEAR)
     layer.register_forward_hook(lambda _, args, out: out + 0.7 * (args[0] @ down.T) @ up.T)
-    adapters.fuse(fused, adapters.from_tensors("x", {f"{LINEAR}.lora_A.weight": down, f"{LINEAR}.lora_B.weight": up}, unet), 0.7)
+    adapters.fuse(
+        fused, adapters.from_tensors("x", {f"{LINEAR}.lora_A.weight": down, f"{LINEAR}.lora_B.weight": up}, unet), 0.7
+    )
     extra = {"text_embeds": torch.randn(1, 32), "time_ids": torch.tensor([[16, 16, 0, 0, 16, 16.0]])}
     call = (torch.randn(1, 4, 16, 16), torch.tensor(499.0), torch.randn(1, 7, 64))
     with torch.inference_mode():

@@ -44,14 +44,18 @@ def plain(pipe, order, scheduler, **more):
 
 
 def difference(first, second):
-    return np.abs(np.stack([np.asarray(a, np.float32) for a in first]) - np.stack([np.asarray(b, np.float32) for b in second]))
+    return np.abs(
+        np.stack([np.asarray(a, np.float32) for a in first]) - np.stack([np.asarray(b, np.float32) for b in second])
+    )
 
 
 @pytest.mark.parametrize("steps", [1, 2, 4])
 def test_students_draw_what_diffusers_draws(small_pipe, ours, steps):
     order = Order("a blue apple", ours.student(steps), seed=5, count=3)
     made = ours.generate(order)
-    expected = plain(small_pipe, order, student_scheduler(SDXL_BASE, steps), num_inference_steps=steps, guidance_scale=0)
+    expected = plain(
+        small_pipe, order, student_scheduler(SDXL_BASE, steps), num_inference_steps=steps, guidance_scale=0
+    )
     assert difference(made.images, expected).max() <= 1
     assert (made.steps, made.evaluations, made.seeds) == (steps, steps, [5, 6, 7])
 
@@ -122,14 +126,16 @@ def test_a_walk_starts_and_ends_at_the_two_prompts(ours):
 
 def test_previews_come_after_each_step_and_the_last_is_the_picture(ours):
     seen = []
-    made = ours.generate(Order("a cat", Network(4, "lora")), lambda done, total, draw: seen.append((done, total, draw())))
+    made = ours.generate(
+        Order("a cat", Network(4, "lora")), lambda done, total, draw: seen.append((done, total, draw()))
+    )
     assert [(done, total) for done, total, _ in seen] == [(1, 4), (2, 4), (3, 4), (4, 4)]
     assert difference([seen[-1][2]], made.images).max() <= 1
 
 
 def test_cancelling_stops_before_the_next_pass(ours):
     passes = []
-    network = ours.network(Order("a cat", Network(4, "lora")))
+    network, _ = ours.network(Order("a cat", Network(4, "lora")))
     network.register_forward_hook(lambda *_: passes.append(1))
 
     def stop(done, total, draw):
@@ -143,7 +149,10 @@ def test_cancelling_stops_before_the_next_pass(ours):
 
 
 def test_two_visitors_with_different_steps_do_not_disturb_each_other(small_pipe):
-    ours, orders = family(small_pipe), [Order("a cat", Network(1, "unet"), seed=1), Order("a dog", Network(4, "lora"), seed=1)]
+    ours, orders = (
+        family(small_pipe),
+        [Order("a cat", Network(1, "unet"), seed=1), Order("a dog", Network(4, "lora"), seed=1)],
+    )
     alone = [family(small_pipe).generate(order).images[0].tobytes() for order in orders]
     wrong = []
 
@@ -172,11 +181,11 @@ def test_a_lora_of_your_own_changes_the_picture_and_leaves_the_network(ours, tmp
 
 def test_networks_leave_memory_when_others_come(ours):
     ours.resident = 2
-    first = ours.network(Order("a", Network(1, "unet")))
-    assert ours.network(Order("b", Network(1, "unet"))) is first
+    first, _ = ours.network(Order("a", Network(1, "unet")))
+    assert ours.network(Order("b", Network(1, "unet")))[0] is first
     for network in (Network(2, "lora"), Network(4, "lora")):
         ours.network(Order("a", network))
-    assert len(ours._networks) == 2 and ours.network(Order("a", Network(1, "unet"))) is not first
+    assert len(ours._networks) == 2 and ours.network(Order("a", Network(1, "unet")))[0] is not first
 
 
 @pytest.mark.parametrize(

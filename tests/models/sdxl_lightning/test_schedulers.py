@@ -44,7 +44,9 @@ def test_one_step_then_four_equals_a_fresh_four():
 def test_the_trap_is_real():
     """Rebuilding from a scheduler in use keeps its prediction type; that is why ours never does."""
     one = student_scheduler(SDXL_BASE, 1)
-    assert EulerDiscreteScheduler.from_config(one.config, timestep_spacing="trailing").config.prediction_type == "sample"
+    assert (
+        EulerDiscreteScheduler.from_config(one.config, timestep_spacing="trailing").config.prediction_type == "sample"
+    )
 
 
 def test_with_one_step_the_network_s_output_is_the_picture():
@@ -57,7 +59,9 @@ def test_with_one_step_the_network_s_output_is_the_picture():
 
 def test_a_velocity_teacher_keeps_its_prediction():
     base = dict(SDXL_BASE, prediction_type="v_prediction")
-    assert plan(teacher_scheduler(base), 32).prediction == plan(student_scheduler(base, 2), 2).prediction == "v_prediction"
+    assert (
+        plan(teacher_scheduler(base), 32).prediction == plan(student_scheduler(base, 2), 2).prediction == "v_prediction"
+    )
     assert plan(student_scheduler(base, 1), 1).prediction == "sample"
 
 
