@@ -100,3 +100,8 @@ class Average:
     def copy_to(self, module: nn.Module) -> None:
         """Puts the averages into the module."""
         module.load_state_dict(self.values, strict=False)
+
+
+def rate_at(highest: float, step: int, steps: int, warm: int = 100, settle: float = 0.3) -> float:
+    """The learning rate: rises over `warm` steps, stays, and falls to nothing over the last `settle` of the run."""
+    return highest * min(1.0, (step + 1) / warm, (steps - step) / (settle * steps))
