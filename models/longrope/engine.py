@@ -15,7 +15,7 @@ import itertools
 import json
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal, TypeVar
 
@@ -24,23 +24,19 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from models.errors import BadInput, OutOfMemory, is_out_of_memory
+from models.longrope.attention import attend, fold, merge, sight, unfold
 from models.longrope.cache import KVCache
 from models.longrope.cost import KV_BITS
 from models.longrope.network import (
     Layer,
     LlamaConfig,
     Weights,
-    attend,
-    attend_causal,
-    fold,
-    merge,
     mlp,
     prepare,
     project,
     read_config,
     rms_norm,
     rotate,
-    unfold,
 )
 from models.longrope.rope import MAX_POSITION, RopeScaling, scaling
 
@@ -59,7 +55,8 @@ REPORT_SECONDS = 0.2
 class Reading:
     """How a prompt is read.
 
-    mode: exact, blockwise or streaming. kv: the cache's number format (`cost.KV_BITS`). chunk: tokens at once.
+    mode: exact, blockwise or streaming. kv: the cache's number format (`cost.KV_BITS`); None is the engine's own.
+    chunk: tokens at once.
     block, anchor: tokens of a context block, and of the text's beginning that all blocks see. question: last tokens
     of the prompt that see everything (blockwise). sinks, recent: first and latest tokens kept (streaming).
     folder: where the cache is kept in files instead of memory. jumps: (token, positions skipped before it), in order:
@@ -67,7 +64,7 @@ class Reading:
     """
 
     mode: Mode = "exact"
-    kv: str = "float32"
+    kv: str | None = None
     chunk: int = 1024
     block: int = 4096
     anchor: int = 1024
@@ -138,7 +135,7 @@ class Session:
         self.config, self.rope, self.reading, self.device = config, rope, reading, device
         self.capacity, self.length = capacity, 0
         self.cache = KVCache(
-            config.layers, config.kv_heads, config.head_dim, capacity, reading.kv, device, reading.folder
+            config.layers, config.kv_heads, config.head_dim, capacity, str(reading.kv), device, reading.folder
         )
         self.angles = _Angles(device)
 
@@ -159,18 +156,14 @@ class Session:
         self.cache.write(layer, piece.start, k, v)
         if first == len(q):
             return q.new_empty(0, q.shape[1] * q.shape[2])
-        folded = fold(rotate(q[first:], cos[first:], sin[first:]), self.config.kv_heads)
-        parts = [] if len(q) == 1 else [attend_causal(folded, k[:, first:], v[:, first:])]
-        if len(q) == 1:
-            parts.append(attend(folded, k, v))
-        elif first:
-            parts.append(attend(folded, k[:, :first], v[:, :first]))
-        size = max(int(ATTENTION_FLOP / (4 * folded.numel())), 1024)
+        rows = rotate(q[first:], cos[first:], sin[first:])
+        seen = sight(rows, k, v)
+        size = max(int(ATTENTION_FLOP / (4 * rows.numel())), 1024)
         for low, high in piece.visible:
             for keys, values in self.cache.read(layer, low, high, size, q.dtype):
-                parts = [merge([*parts, attend(folded, keys, values)])]
+                seen.add(keys, values)
                 tick()
-        return unfold(merge(parts)[0])
+        return seen.result()
 
 
 class StreamingSession:
@@ -180,7 +173,7 @@ class StreamingSession:
         self.config, self.rope, self.reading, self.device = config, rope, reading, device
         self.capacity, self.length = MAX_POSITION + 1, 0
         self.angles = _Angles(device)
-        dtype = DTYPES[reading.kv]
+        dtype = DTYPES[str(reading.kv)]
         nothing = torch.empty(config.kv_heads, 0, config.head_dim, dtype=dtype, device=device)
         self.kept = [{"sinks": (nothing, nothing), "recent": (nothing, nothing)} for _ in range(config.layers)]
 
@@ -252,8 +245,7 @@ class Engine:
         Raises:
             BadInput: settings or a table that do not fit this model. OutOfMemory: the cache does not fit.
         """
-        reading = reading or Reading()
-        check_reading(reading)
+        reading = self._settled(reading or Reading())
         c = self.config
         if rope is None:
             rope = scaling("none", c.rotary_dim, c.base, c.window, c.window)
@@ -264,6 +256,12 @@ class Engine:
         if reading.mode == "streaming":
             return StreamingSession(c, rope, reading, self.device)
         return guarded(lambda: Session(c, rope, reading, capacity, self.device))
+
+    def _settled(self, reading: Reading) -> Reading:
+        """Checked, and with the cache's number format."""
+        reading = replace(reading, kv=reading.kv or self.dtype)
+        check_reading(reading)
+        return reading
 
     def complete(
         self,
@@ -314,7 +312,7 @@ class Engine:
             answer,
             reading.mode,
             session.rope.method,
-            reading.kv,
+            str(session.reading.kv),
             len(ids),
             prefilled - started,
             time.perf_counter() - prefilled,
@@ -456,7 +454,7 @@ def check_reading(reading: Reading) -> None:
     r = reading
     if r.mode not in MODES:
         raise BadInput(f"Unknown mode {r.mode!r}. Choose one of {', '.join(MODES)}.")
-    if r.kv not in KV_BITS:
+    if r.kv is not None and r.kv not in KV_BITS:
         raise BadInput(f"Unknown cache format {r.kv!r}. Choose one of {', '.join(KV_BITS)}.")
     if min(r.chunk, r.block, r.recent) < 1 or min(r.anchor, r.question, r.sinks) < 0:
         raise BadInput("Chunk, block and recent window are at least 1 token; anchor, question and sinks at least 0.")
@@ -468,7 +466,7 @@ def check_reading(reading: Reading) -> None:
     places = [at for at, _ in r.jumps]
     if r.jumps and (r.mode != "exact" or places != sorted(set(places)) or min(n for jump in r.jumps for n in jump) < 1):
         raise BadInput("Jumps are (token, positions) from 1, in the order of the text, and for exact reading only.")
-    if r.mode == "streaming" and (r.kv not in DTYPES or r.sinks > r.recent):
+    if r.mode == "streaming" and ((r.kv is not None and r.kv not in DTYPES) or r.sinks > r.recent):
         raise BadInput(
             "Streaming keeps few tokens: choose float32 or bfloat16, and a window no smaller than the sinks."
         )
@@ -492,7 +490,7 @@ def memory_needed(
     size = DTYPES[dtype].itemsize
     weights = 0 if loaded else config.parameters * size
     kept = min(tokens, reading.sinks + 2 * reading.recent) if reading.mode == "streaming" else tokens
-    per_token = 2 * config.layers * config.kv_heads * config.head_dim * KV_BITS[reading.kv] / 8
+    per_token = 2 * config.layers * config.kv_heads * config.head_dim * KV_BITS[reading.kv or dtype] / 8
     chunk = min(reading.chunk, tokens)
     heads = config.heads * config.head_dim
     working = chunk * (4 * config.width + 6 * heads + 3 * config.hidden) * max(size, 4) + 4 * config.vocabulary

@@ -2,14 +2,10 @@
 
 RMSNorm, rotary grouped-query attention, SwiGLU (arXiv 2302.13971, 2307.09288). Reads state dicts with Hugging Face
 names of Llama and Mistral, with biases (Qwen2) and fused projections (Phi-3, Phi-4-mini).
-
-Attention comes in parts, each with the log-sum-exp of its logits, so that keys may be visited a block at a time and
-merged exactly. Query heads of one KV head are folded into the rows of the query: keys are never repeated.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -21,8 +17,6 @@ from torch import Tensor
 from models.errors import BadInput, WeightsCorrupt
 
 MLP_ROWS = 2048  # rows of the hidden state that pass the MLP at once
-MATH_ROWS = 256  # query rows of the fallback attention at once
-Part = tuple[Tensor, Tensor]
 
 
 @dataclass(frozen=True)
@@ -213,82 +207,3 @@ def mlp(layer: Layer, config: LlamaConfig, x: Tensor) -> Tensor:
         gate, up = F.linear(rms_norm(rows, layer.mlp_norm, config.eps), layer.gate_up).chunk(2, -1)
         out[start : start + MLP_ROWS] = torch.addmm(rows, F.silu(gate).mul_(up), layer.down.T)
     return out
-
-
-def fold(q: Tensor, kv_heads: int) -> Tensor:
-    """Queries (T, heads, head_dim) as (KV heads, group, T, head_dim)."""
-    return q.unflatten(1, (kv_heads, -1)).permute(1, 2, 0, 3).contiguous()
-
-
-def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Part:
-    """Attention of every query to every key (where the mask is 0, not -inf).
-
-    Args:
-        q: (KV heads, group, T, head_dim). k, v: (KV heads, S, head_dim). mask: (T, S), added to the logits.
-
-    Returns the output like q and the log-sum-exp of the logits, float32 (KV heads, group, T).
-    """
-    if mask is None:
-        out, total = _part(q.reshape(1, q.shape[0], -1, q.shape[-1]), k[None], v[None])
-        return out[0].reshape(q.shape), total[0].reshape(q.shape[:3])
-    heads, group = q.shape[:2]
-    out, total = _part(q.transpose(0, 1), _shared(k, group), _shared(v, group), mask=mask)
-    return out.transpose(0, 1), total.transpose(0, 1)
-
-
-def attend_causal(q: Tensor, k: Tensor, v: Tensor) -> Part:
-    """Attention among T tokens, each to itself and those before. q: (KV heads, group, T, head_dim); k, v as above."""
-    group = q.shape[1]
-    out, total = _part(q.transpose(0, 1), _shared(k, group), _shared(v, group), causal=True)
-    return out.transpose(0, 1), total.transpose(0, 1)
-
-
-def merge(parts: list[Part]) -> Part:
-    """The attention over all parts' keys together, as one part."""
-    out, total = parts[0]
-    for other, its_total in parts[1:]:
-        both = torch.logaddexp(total, its_total)
-        share, its_share = (total - both).exp()[..., None], (its_total - both).exp()[..., None]
-        out, total = (out * share + other * its_share).to(out.dtype), both
-    return out, total
-
-
-def unfold(out: Tensor) -> Tensor:
-    """(KV heads, group, T, head_dim) back to (T, heads * head_dim)."""
-    return out.permute(2, 0, 1, 3).flatten(1)
-
-
-def _shared(x: Tensor, group: int) -> Tensor:
-    """Keys seen by every query head of a group, as a view."""
-    return x.expand(group, *x.shape)
-
-
-def _part(q: Tensor, k: Tensor, v: Tensor, causal: bool = False, mask: Tensor | None = None) -> Part:
-    """(B, heads, T, head_dim) attention with its log-sum-exp (B, heads, T), by torch's fused kernels."""
-    if q.device.type == "cpu":
-        extra = None if mask is None else mask.to(q.dtype)
-        op = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-        out, total = op(q, k, v, 0.0, causal, attn_mask=extra)
-        return out, total.float()
-    if q.device.type == "cuda" and mask is None and q.dtype in (torch.float16, torch.bfloat16):
-        found = torch.ops.aten._scaled_dot_product_flash_attention(q, k, v, 0.0, causal, False)
-        return found[0], found[1]
-    return _math(q, k, v, causal, mask)
-
-
-def _math(q: Tensor, k: Tensor, v: Tensor, causal: bool, mask: Tensor | None) -> Part:
-    """The same written out, a few query rows at a time."""
-    out, total = torch.empty_like(q), q.new_empty(q.shape[:3], dtype=torch.float32)
-    columns = torch.arange(k.shape[2], device=q.device)
-    for start in range(0, q.shape[2], MATH_ROWS):
-        rows = slice(start, start + MATH_ROWS)
-        logits = (q[:, :, rows] @ k.transpose(-1, -2)).float() / math.sqrt(q.shape[-1])
-        if causal:
-            logits.masked_fill_(
-                columns > torch.arange(start, start + logits.shape[2], device=q.device)[:, None], -math.inf
-            )
-        if mask is not None:
-            logits += mask[rows]
-        total[:, :, rows] = logits.logsumexp(-1)
-        out[:, :, rows] = logits.softmax(-1).to(v.dtype) @ v
-    return out, total

@@ -137,7 +137,7 @@ def run(
     return Trial(
         method="streaming" if reading.mode == "streaming" else rope.method,
         mode=reading.mode,
-        kv=reading.kv,
+        kv=done.kv,
         length=prompt.length,
         depth=prompt.depth,
         seed=prompt.seed,
