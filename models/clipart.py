@@ -18,6 +18,9 @@ NPM_PACKAGES = {
     "fluent-3d": "@lobehub/fluent-emoji-3d@1.1.0",
     "fxemoji": "@iconify-json/fxemoji@1.2.2",
     "twemoji": "@iconify-json/twemoji@1.2.5",
+    "noto-v1": "@iconify-json/noto-v1@1.2.5",
+    "emojione": "@iconify-json/emojione@1.2.3",
+    "streamline": "@iconify-json/streamline-emojis@1.2.4",
 }
 
 

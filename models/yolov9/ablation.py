@@ -27,7 +27,7 @@ from models.yolov9 import art
 from models.yolov9.blocks import Conv, RepNCSP, RepNCSPELAN4
 from models.yolov9.classes import COCO_NAMES
 from models.yolov9.compose import Composer
-from models.yolov9.data import CompositeBatches
+from models.yolov9.data import CompositeBatches, Stage
 from models.yolov9.evaluate import VALIDATION_SEED, mean_average_precision
 from models.yolov9.network import Network, build, fuse
 from models.yolov9.pipeline import Detector
@@ -128,7 +128,7 @@ def run(name: str, seed: int, composer: Composer, validation: Composer, out: Pat
         ema_decay=0.99, ema_ramp=50, save_every=100,
     )  # fmt: skip
     recipe = replace(recipe, network="yolov9-t" if name == "pgi" else "gelan-t")
-    data = CompositeBatches(composer, (SIZE,), (SIZE,), BATCH, EPOCHS, seed)
+    data = CompositeBatches(composer, [Stage(1, (SIZE,))], BATCH, EPOCHS, seed)
     folder = out / f"{name}-{seed}"
     torch.manual_seed(seed)
     network = train(recipe, data, folder, network=variant(name, data.classes))

@@ -7,6 +7,9 @@
     fluent-flat   Microsoft Fluent (flat)   MIT          training
     fluent-3d     Microsoft Fluent (3D)     MIT          training
     fxemoji       Firefox OS emoji          Apache-2.0   training
+    noto-v1       Google Noto emoji before 2017  Apache-2.0   training
+    emojione      EmojiOne 2                CC-BY 4.0    training
+    streamline    Streamline emojis         CC-BY 4.0    training
     openclipart   Open Clip Art Library     public domain  training
     twemoji       Twitter emoji             CC-BY 4.0    held out: validation only
 
@@ -29,7 +32,8 @@ from PIL import Image
 from models import clipart
 from models.yolov9.classes import COCO_NAMES
 
-TRAINING_VENDORS = ("noto", "fluent-flat", "fluent-3d", "fxemoji", "openclipart")
+TRAINING_VENDORS = ("noto", "fluent-flat", "fluent-3d", "fxemoji", "noto-v1", "emojione", "streamline", "openclipart")
+NAMED_VENDORS = ("noto-v1", "emojione", "streamline")  # their packages name the drawings but give no code points
 HELD_OUT_VENDOR = "twemoji"
 DISTRACTORS = "distractors"  # pictures of things outside COCO: pasted without a label
 
@@ -132,30 +136,53 @@ FXEMOJI = {
 # Public-domain clip art, chosen by eye; paths below OPENCLIPART without the suffix.
 OPENCLIPART_FILES = {
     "cat": "animals/mammals/cartoon_cat_gerald_g._01 animals/mammals/housecats/gatto_cat_architetto_fra_01 "
-    "animals/mammals/housecats/gatto_cat_architetto_fra_02 animals/mammals/housecats/gatto_cat_architetto_fra_03 "
-    "animals/mammals/housecats/gatto_cat_architetto_fra_04",
+    "animals/mammals/housecats/gatto_cat_architetto_fra_02 "
+    "animals/mammals/housecats/gatto_cat_architetto_fra_03 "
+    "animals/mammals/housecats/gatto_cat_architetto_fra_04 animals/mammals/cartoon_cat_gerald_g._02 "
+    "animals/mammals/housecats/gattina_cat_architetto_f_01 "
+    "animals/mammals/housecats/kitten_gerald_g._01 animals/mammals/housecats/sleeping_cat_ron_golan_01",
     "dog": "animals/mammals/dog_01_drawn_with_strai_01 animals/mammals/dog_03_drawn_with_strai_01 "
     "animals/mammals/dog_04_drawn_with_strai_01 animals/mammals/dog_05_drawn_with_strai_01 "
-    "animals/mammals/dog_06_drawn_with_strai_01 animals/mammals/dogs/bored_dog_01",
-    "elephant": "animals/mammals/elephant_01",
-    "sheep": "animals/mammals/sheep-md-v0.1",
+    "animals/mammals/dog_06_drawn_with_strai_01 animals/mammals/dogs/bored_dog_01 "
+    "animals/mammals/dog_01_drawn_with_strai_02 animals/mammals/dog_01_drawn_with_strai_03 "
+    "animals/mammals/dog_02_drawn_with_strai_01 animals/mammals/dog_03_drawn_with_strai_02 "
+    "animals/mammals/dog_04_drawn_with_strai_02 animals/mammals/dog_05_drawn_with_strai_02 "
+    "animals/mammals/dog_06_drawn_with_strai_02 animals/mammals/dog_on_leash_gerald_g._01 "
+    "animals/mammals/dogs/beagle_copper_ganson animals/mammals/dogs/bulldog_puppy_ganson "
+    "animals/mammals/dogs/dog_head_nicu_buculei_01 animals/mammals/dogs/dog_head_nicu_buculei_02",
+    "elephant": "animals/mammals/elephant_01 animals/mammals/contour_elephant animals/mammals/elephant_symbol_ganson",
+    "sheep": "animals/mammals/sheep-md-v0.1 animals/mammals/dall_sheep_ram_ganson",
     "dining table": "buildings/furniture/small_square_table_01 buildings/furniture/wooden_table_benji_park_01",
     "couch": "buildings/furniture/soft_blue_couch_jonadab_01",
-    "tv": "buildings/furniture/television_peterm_ electronics/television_alexander_d.__01 recreation/tv_01",
-    "scissors": "education/scissors office/scissors_forbici_franc_",
+    "tv": "buildings/furniture/television_peterm_ electronics/television_alexander_d.__01 recreation/tv_01 "
+    "computer/tv_zazou recreation/televisore_telecomando_a_01",
+    "scissors": "education/scissors office/scissors_forbici_franc_ education/scissors_02 education/scissors_03 "
+    "office/scissors_01 office/scissors_02 office/scissors_03",
     "wine glass": "food/beverages/alcohol/wine_glass_christian_h._",
     "bottle": "food/beverages/bottled_drink tools/bottle_jean_victor_balin_ food/beverages/baby_bottle_01",
-    "cup": "food/beverages/teacup_ganson office/cup_rollandin_francesco_",
+    "cup": "food/beverages/teacup_ganson office/cup_rollandin_francesco_ food/beverages/coffe_tea_01 "
+    "food/beverages/coffee food/beverages/coffee_ganson food/beverages/cuppa_schwoo_01 "
+    "food/beverages/kubek_herbaty_-_mug_of__01 food/beverages/mug food/beverages/mug_toh_yen_cheng_01 "
+    "food/beverages/mug_toh_yen_cheng_02 food/beverages/teacup_bw",
     "bowl": "food/bowl_chaspo_ food/bowl_of_steaming_soup_01",
     "cake": "food/desserts/cake_etienne_bersac_r food/desserts/cake_jarno_vasamaa_r "
-    "food/desserts/pink_cake_gabrielle_now_r",
-    "apple": "food/fruit/an_apple_01 food/fruit/another_apple_01 food/fruit/apple_martin_schmidt-li_01r",
+    "food/desserts/pink_cake_gabrielle_now_r food/cake_and_candle_anton_fr_01 "
+    "food/desserts/birthday_cake food/desserts/cake1_jarno_vasamaa_01 "
+    "food/desserts/flat_cake_jean-victor_ba_01",
+    "apple": "food/fruit/an_apple_01 food/fruit/another_apple_01 food/fruit/apple_martin_schmidt-li_01r "
+    "food/fruit/apple food/fruit/apple_bitten_dan_gerhard_01 food/fruit/apple_with_worm_dan_gerh_01 "
+    "food/fruit/cartoon_apple_k_yager_01 food/fruit/apple_bw",
     "banana": "food/fruit/banana food/fruit/bananas_nicu_buculei_01",
-    "orange": "food/fruit/orange_dave_pena_01 food/fruit/orange_simple",
-    "hot dog": "food/meats_and_eggs/hot_dog_juliane_krug_r",
-    "pizza": "food/pizza_4_stagioni_archite_01 food/pizza_cheese food/pizza_pepperoni food/pizza_slice_fco._andrade_01",
+    "orange": "food/fruit/orange_dave_pena_01 food/fruit/orange_simple food/fruit/orange "
+    "food/fruit/orange_slice_jonathan_di_01 food/fruit/rondelle_d_orange_01 food/fruit/orange_wedge",
+    "hot dog": "food/meats_and_eggs/hot_dog_juliane_krug_r food/meats_and_eggs/hot_dog "
+    "food/meats_and_eggs/hot_dog_bw food/meats_and_eggs/corn_dog",
+    "pizza": "food/pizza_4_stagioni_archite_01 food/pizza_cheese food/pizza_pepperoni "
+    "food/pizza_slice_fco._andrade_01 food/pizza_rectangular__geral_01 food/pizza_slice_01 "
+    "food/pizza_cheese_bw food/pizza_pepperoni_bw",
     "cell phone": "office/handphone_toh_yen_cheng_01 office/slim_cell_phone_israel_c_01 "
-    "office/telephone/cellular_phone_shandy_br_",
+    "office/telephone/cellular_phone_shandy_br_ office/handphone_2_toh_yen_chen_01 "
+    "office/telephone/mobile office/telephone/mobile_phone_01 office/telephone/sprint_cell_phone_joel_r",
     "umbrella": "recreation/holiday/canada_umbrella_ganson tools/umbrella",
     "baseball bat": "recreation/sports/baseball_bat_bw_ganson recreation/sports/baseball_bat_ganson",
     "baseball glove": "recreation/sports/baseball_glove_bw_ganson recreation/sports/baseball_glove_ganson",
@@ -163,19 +190,72 @@ OPENCLIPART_FILES = {
     "tennis racket": "recreation/sports/tennis_racket_01",
     "train": "recreation/toys/kiddy_train_orlando_kara_",
     "teddy bear": "recreation/toys/simple_teddy_bear_gerald_01 recreation/toys/stylized_teddy_bear_gera_01 "
-    "recreation/toys/stylized_teddy_bear_wit_01 recreation/toys/teddybear_jarno_vasamaa_",
+    "recreation/toys/stylized_teddy_bear_wit_01 recreation/toys/teddybear_jarno_vasamaa_ "
+    "recreation/toys/simple_teddy_bear_with__01 recreation/toys/stylized_teddy_bear_wit_02",
     "knife": "tools/weapons/knife",
-    "boat": "transportation/boating/sailboat_illustration",
+    "boat": "transportation/boating/sailboat_illustration transportation/boating/boat_jarno_vasamaa1 "
+    "transportation/boating/boat_jarno_vasamaa_ transportation/boating/sailing_kids",
     "car": "transportation/car_jamin_ellis_ transportation/formula_one_car_gerald_g_01 "
-    "transportation/skoda_car_alejandro_teja_ "
-    "recreation/holiday/sportcar_sergio_luiz_ara_01",
+    "transportation/skoda_car_alejandro_teja_ recreation/holiday/sportcar_sergio_luiz_ara_01 "
+    "transportation/vehicles/car transportation/formula_one_car_gerald_g_02 "
+    "transportation/old_car_lumen_design_st_r transportation/redcar_marcelo_caiafa_ "
+    "recreation/holiday/car_ride_ganson",
     "suitcase": "transportation/little_tan_suitcase_jona_",
     "motorcycle": "transportation/motorcycle_jarno_vasama_",
     "stop sign": "transportation/roadsigns/stop_sign_01",
-    "truck": "transportation/small_truck_steffen_gluc_01 "
-    "transportation/truck_jarno_vasamaa1 transportation/truck_jarno_vasamaa_",
-    "bicycle": "transportation/vehicles/bicycle_01",
-    "airplane": "transportation/vehicles/plane_silhouet_mo_01",
+    "truck": "transportation/small_truck_steffen_gluc_01 transportation/truck_jarno_vasamaa1 "
+    "transportation/truck_jarno_vasamaa_ transportation/big_truck_01 "
+    "transportation/old_truck_indana_model__01",
+    "bicycle": "transportation/vehicles/bicycle_01 transportation/bicycle_philippe_colin_01 "
+    "transportation/bike_tobias_jakobs_",
+    "airplane": "transportation/vehicles/plane_silhouet_mo_01 transportation/vehicles/aircraft_jarno_vasamaa1 "
+    "transportation/vehicles/aircraft_jarno_vasamaa2 transportation/vehicles/aircraft_jarno_vasamaa3 "
+    "transportation/vehicles/aircraft_jarno_vasamaa4 transportation/vehicles/airplane_nicu_buculei_01 "
+    "transportation/vehicles/military_airplane_mo_01",
+    "bird": "animals/birds/bird_of_peace_mauro_oliv_01 animals/birds/eagle_01 "
+    "animals/birds/emperor_penguin_ralf_ste_01 animals/birds/jonathon_s_duck_01 "
+    "animals/birds/new_penguin_charles_mcco_01 animals/birds/owl_on_branch_ganson "
+    "animals/birds/rooster_01 recreation/toys/rubber_duck1_ganson",
+    "bear": "animals/mammals/bears/bear_peterm_01",
+    "cow": "animals/mammals/bull_utrescu_",
+    "giraffe": "animals/mammals/contour_giraffe",
+    "horse": "animals/mammals/horses/horse_2_konstantin_r._01",
+    "keyboard": "computer/hardware/computer_keyboard_01 computer/hardware/keyboard computer/hardware/keyboard_01",
+    "laptop": "computer/hardware/laptop computer/hardware/laptop_01 computer/hardware/laptop_02 "
+    "computer/etiquette_laptop_01 computer/notebook1_sergio_luiz_ar_02",
+    "mouse": "computer/hardware/mouse computer/hardware/mouse2 computer/hardware/mouse_scroll_fco._andrad_01 "
+    "computer/mouse_the_structorr_ signs_and_symbols/mouse1",
+    "book": "education/books/book_01 education/books/book_02 education/books/books-aj.svg_aj_ashton_01 "
+    "education/books/closed_book_01 education/books/diary_costea_bogdan_01 education/books/open_book_01 "
+    "education/books/open_book_02 education/books/open_book_nae_02 "
+    "education/books/paperback_book_black_gal_ education/books/stara_ksiega_-_old_book_01 "
+    "education/books/help-books-aj.svg_aj_ash_01 education/books/old_book_lumen_design_st_01",
+    "potted plant": "plants/flowers/flowerandpot_daniel_ste_r",
+    "sandwich": "food/sandwich_one_bw_jean-vic_01 food/sandwich_one_jean-victor_01 food/submarine_sandwich_01",
+    "person": "people/a_boy_plays_soccer_01 people/a_happy_boy_01 people/backpacker_ganson "
+    "people/ballerina_architetto_fra_01 people/blue_girl_dirk_struve_ people/boy_astrid_graeber_ "
+    "people/bussiness_woman_donna_i_01 people/man_01 people/man_02 people/man_chris_kempson_01 "
+    "people/man_face_darek_adamkiewi_01 people/police_man_ganson people/sailor_nicu_buculei_01 "
+    "people/woman01 people/woman02 people/woman_01 people/woman_doctor_gerald_g._01 "
+    "people/woman_fashion_01_gerald__01 people/woman_fashion_02_gerald__01 "
+    "people/woman_nurse_gerald_g._01 people/woman_police_01_gerald_g_01 "
+    "people/woman_police_02_gerald_g_01",
+    "sports ball": "recreation/sports/baseball_anthony_liekens_01 recreation/sports/baseball_bw_ganson "
+    "recreation/sports/blowling_ball_01 recreation/sports/football_ball_brice_boye_01 "
+    "recreation/sports/handball_ball_brice_boye_01 recreation/sports/soccer_ball_ganson "
+    "recreation/sports/soccer_ballon_tanguy_jac_ recreation/sports/volley-ball_andrea_bianc_01 "
+    "recreation/sports/volley_ball_angelo_gelmi_01 recreation/toys/ball recreation/toys/beach_ball_01 "
+    "recreation/toys/beachball_v0.1 recreation/sports/rugby_brice_boyer_01",
+    "clock": "signs_and_symbols/clocks/alarm_clock_gerald_g._01 "
+    "signs_and_symbols/clocks/alarm_clock_gerald_g._02 "
+    "signs_and_symbols/clocks/alarm_clock_mike_powers_ "
+    "signs_and_symbols/clocks/analog_clock_jonathan_di_01 signs_and_symbols/clocks/analogue_clock_01 "
+    "signs_and_symbols/clocks/clock01 signs_and_symbols/clocks/clock04 "
+    "signs_and_symbols/clocks/clock_michael_breuer_01 signs_and_symbols/clocks/clock_michael_breuer_03 "
+    "signs_and_symbols/clocks/modern_clock_chris_kemps_01",
+    "traffic light": "signs_and_symbols/traffic_light_dan_gerhar_01 signs_and_symbols/traffic_light_green_dan__01 "
+    "signs_and_symbols/traffic_light_red_dan_ge_01 signs_and_symbols/traffic_light_yellow_dan_01",
+    "toothbrush": "tools/toothbrush_and_paste_ganson",
 }
 
 # Things outside COCO-80, so that the detector learns what to leave alone.
@@ -272,11 +352,23 @@ def _emoji(
                     yield name, clipart.cropped(Image.open(folder / f"{name}.webp").convert("RGBA"))
         return
     icons, width, height = clipart.iconify(vendor, downloads)
-    chars = json.loads((clipart.npm(vendor, downloads) / "chars.json").read_text())
+    seen: set[str] = set()
     for point in points.split():
-        name = chars.get(point)
-        if name in icons:
-            yield point, clipart.cropped(clipart.svg(icons[name]["body"], width, height, pixels), pixels)
+        for name in _names(vendor, point, downloads):
+            if name in icons and name not in seen:
+                seen.add(name)
+                file = name if vendor in NAMED_VENDORS else point
+                yield file, clipart.cropped(clipart.svg(icons[name]["body"], width, height, pixels), pixels)
+
+
+def _names(vendor: str, point: str, downloads: Path) -> list[str]:
+    """What a vendor's package may call the emoji of a code point."""
+    if vendor not in NAMED_VENDORS:
+        chars = json.loads((clipart.npm(vendor, downloads) / "chars.json").read_text())
+        return [chars[point]] if point in chars else []
+    known = (json.loads((clipart.npm(v, downloads) / "chars.json").read_text()) for v in ("noto", "fluent-flat"))
+    names = dict.fromkeys(chars[point] for chars in known if point in chars)
+    return [name + ending for name in names for ending in ("", "-1", "-2", "-3")]  # Streamline draws some twice
 
 
 def _photos(downloads: Path) -> Iterator[tuple[str, str, Image.Image]]:

@@ -51,7 +51,7 @@ class Composer:
         `extent`: range of an object's longer side, as a share of the picture's.
         """
         rng = np.random.default_rng(seed)
-        canvas = self._background(rng, size)
+        canvas = self.background(rng, size)
         layers: list[tuple[int, np.ndarray, int]] = []  # class, visible mask, full area
         for _ in range(rng.integers(1, most + 1)):
             is_object = rng.random() < 0.8
@@ -72,12 +72,12 @@ class Composer:
     def card(self, seed: int, size: int, label: int, picture: np.ndarray) -> Sample:
         """One printed card of `picture`, held up before the camera: the flash-card test."""
         rng = np.random.default_rng(seed)
-        canvas = self._background(rng, size)
+        canvas = self.background(rng, size)
         placed = _place(canvas, picture, size * rng.uniform(0.35, 0.7), rng, card=True, centred=True)
         assert placed is not None
         return Sample(camera(canvas, rng), np.array([_label(label, placed[1])], np.float32))
 
-    def _background(self, rng: np.random.Generator, size: int) -> np.ndarray:
+    def background(self, rng: np.random.Generator, size: int) -> np.ndarray:
         if self.photos and rng.random() < 0.45:
             photo = self.photos[rng.integers(len(self.photos))]
             h, w = photo.shape[:2]

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
@@ -20,8 +21,6 @@ from models.yolov9.augment import Augmentation, Labelled, augmented
 from models.yolov9.classes import COCO_NAMES
 from models.yolov9.compose import Composer, Sample
 from models.yolov9.datasets import DataSet, load_labelled, to_sample
-
-CROWD = 9  # objects in a training composite: more to learn from a picture than a validation scene's six
 
 
 class Batches(Protocol):
@@ -50,36 +49,36 @@ class _Steps(torch.utils.data.Dataset):
         return self.make(self.start + i)
 
 
+@dataclass(frozen=True)
+class Stage:
+    """A part of a run on composites, up to the share `until` of its steps: `sizes` of the pictures, `most` objects
+    in one, and the `extent` of an object's longer side as a share of the picture's."""
+
+    until: float
+    sizes: tuple[int, ...]
+    most: int = 9
+    extent: tuple[float, float] = (0.09, 0.85)
+
+
 class CompositeBatches:
-    """Endless composites: pictures of the `small` sizes for the first 60 % of the run, then of the `large`."""
+    """Endless composites, stage by stage."""
 
     classes = len(COCO_NAMES)
     steps_per_epoch = 100
 
-    def __init__(
-        self,
-        composer: Composer,
-        small: Sequence[int],
-        large: Sequence[int],
-        batch: int,
-        epochs: int,
-        seed: int,
-        most: int = CROWD,
-        extent: tuple[float, float] = (0.09, 0.85),
-    ) -> None:
-        self.composer, self.small, self.large = composer, tuple(small), tuple(large)
-        self.most, self.extent = most, extent
-        self.batch, self.seed = batch, seed
-        self.small_until = 0.6 * epochs * self.steps_per_epoch
+    def __init__(self, composer: Composer, stages: Sequence[Stage], batch: int, epochs: int, seed: int) -> None:
+        self.composer, self.stages, self.batch, self.seed = composer, tuple(stages), batch, seed
+        self.total = epochs * self.steps_per_epoch
 
     def from_step(self, start: int, total: int) -> Dataset:
         return _Steps(self.make, start, total)
 
     def make(self, step: int) -> tuple[Tensor, Tensor]:
-        rng = np.random.default_rng((self.seed, step))
-        size = int(rng.choice(self.small if step < self.small_until else self.large))
+        stage = next(s for s in self.stages if step < s.until * self.total)
+        size = int(np.random.default_rng((self.seed, step)).choice(stage.sizes))
         first = (self.seed * 1_000_000 + step) * self.batch
-        return collate([self.composer.scene(first + i, size, self.most, self.extent) for i in range(self.batch)])
+        scenes = (self.composer.scene(first + i, size, stage.most, stage.extent) for i in range(self.batch))
+        return collate(list(scenes))
 
 
 class FolderBatches:
