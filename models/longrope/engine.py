@@ -11,7 +11,6 @@ first tokens and a recent window, positions counted inside (StreamingLLM, arXiv 
 from __future__ import annotations
 
 import gc
-import itertools
 import json
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -19,6 +18,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal, TypeVar
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -74,9 +74,10 @@ class Reading:
     folder: Path | None = None
     jumps: tuple[tuple[int, int], ...] = ()
 
-    def skipped(self, token: int) -> int:
-        """Positions skipped before a token."""
-        return sum(count for at, count in self.jumps if at <= token)
+    def positions(self, start: int, stop: int) -> np.ndarray:
+        """Of tokens start to stop - 1, int64."""
+        tokens = np.arange(start, stop)
+        return tokens + sum(count * (tokens >= at) for at, count in self.jumps)
 
 
 @dataclass(frozen=True)
@@ -115,9 +116,7 @@ def plan(tokens: int, reading: Reading) -> list[Piece]:
             pieces += [Piece(a, b, (*before, *_range(low, a))) for a, b in _cut(low, high, r.chunk)]
         return pieces + [Piece(a, b, _range(0, a)) for a, b in _cut(context, tokens, r.chunk)]
     size = min(r.chunk, r.recent) if r.mode == "streaming" else r.chunk
-    edges = [0, *(at for at, _ in r.jumps if at < tokens), tokens]
-    parts = [part for low, high in itertools.pairwise(edges) for part in _cut(low, high, size)]
-    return [Piece(a, b, _range(0, a)) for a, b in parts]
+    return [Piece(a, b, _range(0, a)) for a, b in _cut(0, tokens, size)]
 
 
 def _cut(low: int, high: int, size: int) -> list[tuple[int, int]]:
@@ -137,7 +136,7 @@ class Session:
         self.cache = KVCache(
             config.layers, config.kv_heads, config.head_dim, capacity, str(reading.kv), device, reading.folder
         )
-        self.angles = _Angles(device)
+        self.angles = _Angles(reading, device)
 
     @property
     def nbytes(self) -> int:
@@ -150,8 +149,7 @@ class Session:
 
         q: (T, heads, head_dim), k, v: (T, KV heads, head_dim), not rotated. Returns (T - first, heads * head_dim).
         """
-        skipped = self.reading.skipped(piece.start)
-        cos, sin = self.angles.get(self.rope, layer, piece.start + skipped, piece.stop + skipped)
+        cos, sin = self.angles.get(self.rope, layer, piece.start, piece.stop)
         k, v = rotate(k, cos, sin).transpose(0, 1), v.transpose(0, 1)
         self.cache.write(layer, piece.start, k, v)
         if first == len(q):
@@ -172,7 +170,7 @@ class StreamingSession:
     def __init__(self, config: LlamaConfig, rope: RopeScaling, reading: Reading, device: str) -> None:
         self.config, self.rope, self.reading, self.device = config, rope, reading, device
         self.capacity, self.length = MAX_POSITION + 1, 0
-        self.angles = _Angles(device)
+        self.angles = _Angles(reading, device)
         dtype = DTYPES[str(reading.kv)]
         nothing = torch.empty(config.kv_heads, 0, config.head_dim, dtype=dtype, device=device)
         self.kept = [{"sinks": (nothing, nothing), "recent": (nothing, nothing)} for _ in range(config.layers)]
@@ -357,17 +355,33 @@ class Engine:
 
         The mean over a window and exp give perplexity; over the answer's digits only, needle perplexity.
         """
+        return self.forced(ids, first, rope, reading, progress)[0]
+
+    @torch.inference_mode()
+    def forced(
+        self,
+        ids: Sequence[int],
+        first: int = 1,
+        rope: RopeScaling | None = None,
+        reading: Reading | None = None,
+        progress: Progress | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """`losses` of ids[first:], and whether each was the likeliest token, bool: all are where greedy decoding
+        would have said the same."""
         if not 1 <= first < len(ids):
             raise BadInput(f"The first token to score is {first} of {len(ids)}. Give 1 to {len(ids) - 1}.")
-        return guarded(lambda: self._losses(self._tokens(ids), first, self.open(rope, len(ids), reading), progress))
+        return guarded(lambda: self._forced(self._tokens(ids), first, self.open(rope, len(ids), reading), progress))
 
-    def _losses(self, tokens: Tensor, first: int, session: AnySession, progress: Progress | None) -> Tensor:
+    def _forced(
+        self, tokens: Tensor, first: int, session: AnySession, progress: Progress | None
+    ) -> tuple[Tensor, Tensor]:
         hidden = self._read(session, tokens[:-1], first - 1, progress)
-        rows = [
-            F.cross_entropy(self._logits(part), labels, reduction="none")
-            for part, labels in zip(hidden.split(LOGIT_ROWS), tokens[first:].split(LOGIT_ROWS), strict=True)
-        ]
-        return torch.cat(rows).cpu()
+        losses, likeliest = [], []
+        for part, labels in zip(hidden.split(LOGIT_ROWS), tokens[first:].split(LOGIT_ROWS), strict=True):
+            logits = self._logits(part)
+            losses.append(F.cross_entropy(logits, labels, reduction="none"))
+            likeliest.append(logits.argmax(-1) == labels)
+        return torch.cat(losses).cpu(), torch.cat(likeliest).cpu()
 
     def _tokens(self, ids: Sequence[int]) -> Tensor:
         """Checked ids on the device, int64 (T,)."""
@@ -538,8 +552,8 @@ def guarded(run: Callable[[], T]) -> T:
 class _Angles:
     """cos and sin of a piece, made once for all layers that share a row of factors."""
 
-    def __init__(self, device: str) -> None:
-        self.device = device
+    def __init__(self, reading: Reading, device: str) -> None:
+        self.reading, self.device = reading, device
         self.made: tuple[object, ...] = ()
         self.cos_sin: tuple[Tensor, Tensor] | None = None
 
@@ -547,7 +561,8 @@ class _Angles:
         row = layer if rope.rescale_factors.ndim == 2 else 0
         wanted = (rope, row, start, stop)  # a table equals itself only
         if self.cos_sin is None or self.made != wanted:
-            self.made, self.cos_sin = wanted, rope.tables(start, stop, row, self.device)
+            cos, sin = (torch.from_numpy(x) for x in rope.cos_sin(self.reading.positions(start, stop), row))
+            self.made, self.cos_sin = wanted, (cos.to(self.device), sin.to(self.device))
         return self.cos_sin
 
 

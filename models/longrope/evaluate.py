@@ -1,8 +1,9 @@
-"""Recorded evidence: searched tables, passkey accuracy and perplexity against length.
+"""Recorded evidence: searched tables, passkey accuracy, spread positions and perplexity against length.
 
     python -m models.longrope.evaluate search --lengths 16384 32768 65536
     python -m models.longrope.evaluate passkey --lengths 4096 12288 --methods none pi ntk yarn --trials 10
-    python -m models.longrope.evaluate perplexity --text book.txt --lengths 4096 12288
+    python -m models.longrope.evaluate spread --lengths 16384 65536 --trials 100
+    python -m models.longrope.evaluate perplexity --text book.txt --lengths 2048 8192 16384
 
 Every answer is appended to `runs/longrope/*.jsonl` at once, so a killed run goes on where it stopped; the summary
 in `assets/longrope/evidence/` is rewritten after each. Scored seeds are far from those the search uses.
@@ -33,7 +34,7 @@ from models.longrope.pipeline import Model
 from models.longrope.retrieval import make_prompt, run, wilson
 from models.longrope.rope import METHODS, RopeScaling
 from models.longrope.tables import SEARCHED, read_csv, write_csv
-from models.records import record
+from models.records import provenance, record
 
 EVIDENCE = Path("assets/longrope/evidence")
 SCORED_SEED = 5_000_000
@@ -54,16 +55,17 @@ def passkey(model: Model, args: argparse.Namespace) -> None:
     for length, trial, method in itertools.product(args.lengths, range(args.trials), args.methods):
         label, rope = method_scaling(model, method, length, args.table)
         mode: Mode = "streaming" if method == STREAMING else args.mode
-        place = {"method": label, "mode": mode, "kv": args.kv, "target": length, "trial": trial}
+        place = {"method": label, "mode": mode, "kv": args.kv or model.engine.dtype, "target": length, "trial": trial}
         if not log.has(place):
             prompt = make_prompt(model, length, (trial + 0.5) / args.trials, SCORED_SEED + trial)
             done = run(model, prompt, rope, Reading(mode=mode, kv=args.kv))
             log.add({**asdict(done), **place})
             print(f"{label} {length} trial {trial}: {done.answer!r} {done.correct} {done.seconds:.0f} s", flush=True)
-        record(args.out or EVIDENCE / "passkey.json", passkey_summary(log.rows, model.name))
+        path = args.out or EVIDENCE / "passkey.json"
+        record(path, {"model": model.name, "commands": log.commands(), **passkey_summary(log.rows)})
 
 
-def passkey_summary(rows: Iterable[dict[str, Any]], name: str) -> dict[str, Any]:
+def passkey_summary(rows: Iterable[dict[str, Any]]) -> dict[str, Any]:
     """Cells by method, length and depth for the heat map, and accuracy with its interval by method and length."""
     groups: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
     cells: dict[tuple[Any, ...], list[bool]] = {}
@@ -85,28 +87,74 @@ def passkey_summary(rows: Iterable[dict[str, Any]], name: str) -> dict[str, Any]
         {**dict(zip((*names, "depth"), key, strict=True)), "trials": len(hits), "correct": sum(hits)}
         for key, hits in cells.items()
     ]
-    return {"model": name, "rows": summary, "cells": heat}
+    return {"rows": summary, "cells": heat}
+
+
+def spread(model: Model, args: argparse.Namespace) -> None:
+    """Many short prompts whose positions are spread over a length: whether far positions still work, and nothing else.
+
+    Few tokens mean little for attention to be lost among, so these are no results at the full length. The answer is
+    right where every token of the key is the likeliest after those before it, as greedy decoding would have it.
+    """
+    log = _Log(args.runs / "spread.jsonl")
+    for length, method in itertools.product(args.lengths, args.methods):
+        label, rope = method_scaling(model, method, length, args.table)
+        for trial in range(args.trials):
+            place = {"method": label, "length": length, "trial": trial, "tokens": args.sparse}
+            if log.has(place):
+                continue
+            prompt = make_prompt(model, args.sparse, (trial + 0.5) / args.trials, SCORED_SEED + trial)
+            ids = [*prompt.ids, *model.encode(f" {prompt.key}")]
+            losses, likeliest = model.engine.forced(ids, prompt.length, rope, Reading(jumps=prompt.spread(length)))
+            log.add({**place, "seed": prompt.seed, "correct": bool(likeliest.all()), "loss": float(losses.mean())})
+        print(label, length, spread_summary(log.rows)[-1], flush=True)
+        path = args.out or EVIDENCE / "spread.json"
+        record(path, {"model": model.name, "commands": log.commands(), "rows": spread_summary(log.rows)})
+
+
+def spread_summary(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Accuracy with its interval, and the key's mean loss (nats a token), by method, length and tokens read."""
+    groups: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
+    for row in rows:
+        groups.setdefault((row["method"], row["length"], row["tokens"]), []).append(row)
+    summary = []
+    for (method, length, tokens), found in groups.items():
+        correct = sum(row["correct"] for row in found)
+        summary.append(
+            {"method": method, "length": length, "tokens": tokens, "trials": len(found), "correct": correct,
+             "interval": list(wilson(correct, len(found))), "loss": statistics.fmean(row["loss"] for row in found)}
+        )  # fmt: skip
+    return summary
 
 
 def perplexity(model: Model, args: argparse.Namespace) -> None:
-    """Perplexity of the second half of one window a length, the same text for every method."""
-    ids = model.encode(args.text.read_text(encoding="utf-8"))
-    if len(ids) < max(args.lengths):
-        raise BadInput(f"The text has {len(ids):,} tokens, fewer than {max(args.lengths):,}. Choose a longer one.")
+    """Perplexity of the same last tokens of a text, read with more and more of what stands before them.
+
+    Every method has the factors of the longest length at all lengths: what these cost short texts is seen at the left.
+    Readjustment for short inputs (paper section 3.3) means to use none there instead.
+    """
+    end, target = max(args.lengths), args.target or max(args.lengths)
+    ids = model.encode(args.text.read_text(encoding="utf-8"))[args.skip : args.skip + end]
+    if len(ids) < end:
+        raise BadInput(f"The text has {len(ids):,} tokens, fewer than {end:,}. Choose a longer one.")
     log = _Log(args.runs / "perplexity.jsonl")
-    for length, method in itertools.product(args.lengths, args.methods):
-        label, rope = method_scaling(model, method, length, args.table)
-        place = {"method": label, "mode": args.mode, "length": length, "text": args.text.name}
+    for length, method in itertools.product(sorted(args.lengths), args.methods):
+        label, rope = method_scaling(model, method, target, args.table)
+        place = {"method": label, "mode": args.mode, "length": length, "target": target, "text": args.text.name,
+                 "skip": args.skip, "scored": args.scored}  # fmt: skip
         if not log.has(place):
-            losses = model.engine.losses(ids[:length], length // 2, rope, Reading(mode=args.mode, kv=args.kv))
+            window = ids[end - length :]
+            losses = model.engine.losses(window, length - args.scored, rope, Reading(mode=args.mode, kv=args.kv))
             log.add({**place, "perplexity": math.exp(float(losses.mean()))})
             print(f"{label} {length}: {log.rows[-1]['perplexity']:.2f}", flush=True)
-        record(args.out or EVIDENCE / "perplexity.json", {"model": model.name, "rows": log.rows})
+        path = args.out or EVIDENCE / "perplexity.json"
+        record(path, {"model": model.name, "commands": log.commands(), "rows": log.rows})
 
 
 def search(model: Model, args: argparse.Namespace) -> None:
     """Searches a table for each length with the demo preset on sparse prompts; ships it as CSV."""
-    rows = []
+    path = args.out or EVIDENCE / "search.json"
+    rows = json.loads(path.read_text())["result"]["runs"] if path.exists() else []
     for length in args.lengths:
         scale = length / model.window
         settings = demo(model.config.rotary_dim // 2, scale, args.seed)
@@ -124,12 +172,15 @@ def search(model: Model, args: argparse.Namespace) -> None:
         (SEARCHED / f"smollm2-{length}.csv").write_text(write_csv(np.array(best.factors)))
         before = {seed.name: fitness(seed.factors) for seed in seeds}
         curve = list(itertools.accumulate((event.latest.fitness for event in events), min))
+        rows = [row for row in rows if row["length"] != length]
+        objective = f"loss of the key, {args.prompts} prompts of {args.sparse} tokens spread over the length"
         rows.append(
-            {"length": length, "objective": f"loss of the key, {args.prompts} prompts of {args.sparse} tokens spread "
-             "over the length", "before": before, "after": best.fitness, "evaluations": len(events),
-             "seconds": time.perf_counter() - started, "factors": best.factors, "curve": curve}
+            {"length": length, "command": provenance()["command"], "objective": objective, "before": before,
+             "after": best.fitness, "evaluations": len(events), "seconds": time.perf_counter() - started,
+             "factors": best.factors, "curve": curve}
         )  # fmt: skip
-        record(args.out or EVIDENCE / "search.json", {"model": model.name, "runs": rows})
+        rows.sort(key=lambda row: row["length"])
+        record(path, {"model": model.name, "runs": rows})
 
 
 class _Log:
@@ -147,23 +198,31 @@ class _Log:
         return any(all(row.get(k) == v for k, v in place.items()) for row in self.rows)
 
     def add(self, row: dict[str, Any]) -> None:
+        row = {**row, "command": provenance()["command"]}
         self.rows.append(row)
         with self.path.open("a") as file:
             file.write(json.dumps(row) + "\n")
 
+    def commands(self) -> list[str]:
+        """Those that wrote the rows, in order."""
+        return list(dict.fromkeys(row["command"] for row in self.rows))
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("search", "passkey", "perplexity"))
+    parser.add_argument("what", choices=("search", "passkey", "spread", "perplexity"))
     parser.add_argument("--lengths", type=int, nargs="+", required=True, help="tokens")
     parser.add_argument("--methods", nargs="+", default=["none", "pi", "ntk", "yarn"], choices=(*METHODS, STREAMING))
     parser.add_argument("--table", type=Path, help="CSV for the method longrope, instead of the shipped tables")
     parser.add_argument("--trials", type=int, default=10)
     parser.add_argument("--mode", default="exact", choices=("exact", "blockwise"))
-    parser.add_argument("--kv", default="float32")
+    parser.add_argument("--kv", help="cache format; the engine's own if not given")
     parser.add_argument("--text", type=Path, help="a long text for perplexity")
+    parser.add_argument("--target", type=int, help="length of the factors (perplexity); the longest if not given")
+    parser.add_argument("--skip", type=int, default=20_000, help="tokens of the text left out at its beginning")
+    parser.add_argument("--scored", type=int, default=1024, help="last tokens whose perplexity is measured")
     parser.add_argument("--prompts", type=int, default=2, help="prompts the search reads for each table")
-    parser.add_argument("--sparse", type=int, default=400, help="tokens of each")
+    parser.add_argument("--sparse", type=int, default=400, help="tokens of each sparse prompt (search, spread)")
     parser.add_argument("--seed", type=int, default=42, help="of the search")
     parser.add_argument("--tier", default="embedded")
     parser.add_argument("--path", type=Path, help="model folder (official tier)")
@@ -174,7 +233,7 @@ def main() -> None:
     if args.what == "perplexity" and args.text is None:
         parser.error("perplexity needs --text FILE")
     model = longrope.load(args.tier, args.path, args.device)
-    {"search": search, "passkey": passkey, "perplexity": perplexity}[args.what](model, args)
+    {"search": search, "passkey": passkey, "spread": spread, "perplexity": perplexity}[args.what](model, args)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from dataclasses import replace
 from models.errors import BadInput
 from models.longrope.engine import Progress, Reading
 from models.longrope.pipeline import Model
-from models.longrope.retrieval import Prompt, make_prompt
+from models.longrope.retrieval import make_prompt
 
 
 class NeedleFitness:
@@ -41,8 +41,11 @@ class NeedleFitness:
         self.model, self.length, self.reading = model, length, reading or Reading()
         self.magnitude, self.progress = magnitude, progress
         depths = [(i + 0.5) / prompts for i in range(prompts)]
-        made = [make_prompt(model, sparse or length, depth, seed + i) for i, depth in enumerate(depths)]
-        self.prompts = [(p, model.encode(f" {p.key}"), self._spread(p) if sparse else self.reading) for p in made]
+        self.prompts = []
+        for i, depth in enumerate(depths):
+            prompt = make_prompt(model, sparse or length, depth, seed + i)
+            jumps = prompt.spread(length) if sparse else ()
+            self.prompts.append((prompt, model.encode(f" {prompt.key}"), replace(self.reading, jumps=jumps)))
 
     def __call__(self, factors: Sequence[float], n_hat: int = 0) -> float:
         rope = self.model.scaling("longrope", self.length, factors, self.magnitude, n_hat)
@@ -53,18 +56,12 @@ class NeedleFitness:
             total, count = total + float(losses.sum()), count + len(losses)
         return total / count
 
-    def _spread(self, prompt: Prompt) -> Reading:
-        """Jumps in the middle of the filler on both sides of the needle, in proportion to its depth."""
-        missing = self.length - prompt.length
-        first, last = prompt.needle
-        before, after = round(missing * prompt.depth), missing - round(missing * prompt.depth)
-        end = prompt.length - prompt.question_tokens
-        jumps = ((first // 2, before), ((last + end) // 2, after))
-        return replace(self.reading, jumps=tuple((at, count) for at, count in jumps if count))
-
 
 class PerplexityFitness:
-    """Mean negative log-likelihood (nats a token) over the second half of windows of `length` tokens of a text."""
+    """Mean negative log-likelihood (nats a token) over the second half of windows of `length` tokens of a text.
+
+    sparse: windows of only so many tokens, with the positions between their halves skipped, as in `NeedleFitness`.
+    """
 
     def __init__(
         self,
@@ -75,16 +72,20 @@ class PerplexityFitness:
         reading: Reading | None = None,
         magnitude: str | float = "su",
         progress: Progress | None = None,
+        sparse: int | None = None,
     ) -> None:
-        tokens = model.encode(text)
-        if len(tokens) < length * windows:
-            raise BadInput(f"The text has {len(tokens):,} tokens; {windows} windows need {length * windows:,}.")
-        self.model, self.length, self.reading = model, length, reading or Reading()
-        self.magnitude, self.progress = magnitude, progress
-        self.windows = [tokens[i * length : (i + 1) * length] for i in range(windows)]
+        tokens, size = model.encode(text), sparse or length
+        if len(tokens) < size * windows:
+            raise BadInput(
+                f"The text has {len(tokens):,} tokens; {windows} windows need {size * windows:,}. Give a longer one."
+            )
+        self.model, self.length, self.magnitude, self.progress = model, length, magnitude, progress
+        jumps = ((size // 2, length - size),) if length > size else ()
+        self.reading = replace(reading or Reading(), jumps=jumps)
+        self.windows = [tokens[i * size : (i + 1) * size] for i in range(windows)]
 
     def __call__(self, factors: Sequence[float], n_hat: int = 0) -> float:
         rope = self.model.scaling("longrope", self.length, factors, self.magnitude, n_hat)
-        engine, half = self.model.engine, self.length // 2
-        parts = [engine.losses(ids, half, rope, self.reading, self.progress) for ids in self.windows]
+        engine = self.model.engine
+        parts = [engine.losses(ids, len(ids) // 2, rope, self.reading, self.progress) for ids in self.windows]
         return float(sum(p.mean() for p in parts) / len(parts))

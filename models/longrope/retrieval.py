@@ -47,6 +47,14 @@ class Prompt:
     def length(self) -> int:
         return len(self.ids)
 
+    def spread(self, length: int) -> tuple[tuple[int, int], ...]:
+        """Jumps (`Reading.jumps`) that put needle and question where they would stand in a text of `length` tokens:
+        positions are skipped in the middle of the filler on both sides of the needle, in proportion to its depth."""
+        missing, (first, last) = length - self.length, self.needle
+        before, end = round(missing * self.depth), self.length - self.question_tokens
+        jumps = ((first // 2, before), ((last + end) // 2, missing - before))
+        return tuple((at, count) for at, count in jumps if count)
+
     def excerpt(self, model: Model, around: int = 160) -> tuple[str, str, str]:
         """Up to `around` characters before the needle, the needle, and as many after it."""
         first, last = self.needle

@@ -10,15 +10,10 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from models.errors import BadInput
-
-if TYPE_CHECKING:
-    import torch
-    from torch import Tensor
 
 METHODS = ("none", "pi", "ntk", "dynamic_ntk", "yarn", "longrope", "longrope2")
 MAX_POSITION = 2_097_151
@@ -85,15 +80,6 @@ class RopeScaling:
             (np.cos(angles) * self.magnitude).astype(np.float32),
             (np.sin(angles) * self.magnitude).astype(np.float32),
         )
-
-    def tables(
-        self, start: int, stop: int, layer: int = 0, device: torch.device | str = "cpu"
-    ) -> tuple[Tensor, Tensor]:
-        """`cos_sin` of positions start to stop - 1 as float32 tensors (stop - start, pairs)."""
-        import torch
-
-        cos, sin = self.cos_sin(np.arange(start, stop), layer)
-        return torch.from_numpy(cos).to(device), torch.from_numpy(sin).to(device)
 
 
 def scaling(

@@ -8,7 +8,7 @@ import pytest
 from models import longrope
 from models.errors import BadInput, Cancelled, WeightsCorrupt
 from models.longrope.engine import Reading
-from models.longrope.evaluate import passkey_summary
+from models.longrope.evaluate import passkey_summary, spread_summary
 from models.longrope.fitness import NeedleFitness, PerplexityFitness
 from models.longrope.retrieval import FILLER, TASK, is_right, make_prompt, run, wilson
 from models.weights import write_safetensors
@@ -154,10 +154,43 @@ def test_fitness_tells_a_good_table_from_a_broken_one(model):
     assert plain([1.0] * 32) < plain([40.0] * 32)
 
 
+def test_perplexity_may_be_searched_on_spread_positions(model):
+    text = " ".join(["It was the best of times, it was the worst of times."] * 40)
+    fitness = PerplexityFitness(model, text, 8192, windows=2, sparse=128)
+    assert [len(window) for window in fitness.windows] == [128, 128]
+    assert fitness.reading.positions(0, 128).tolist() == [*range(64), *range(8128, 8192)]
+    assert fitness([1.0] * 32) < fitness([40.0] * 32)
+    with pytest.raises(BadInput, match="2 windows need"):
+        PerplexityFitness(model, "Short.", 8192, windows=2, sparse=128)
+
+
+def test_a_spread_prompt_stands_as_in_a_long_text(model):
+    prompt = make_prompt(model, 400, 0.25, 3)
+    at = Reading(jumps=prompt.spread(65_536)).positions(0, prompt.length)
+    assert at[-1] == 65_535 and abs(at[prompt.needle[0]] / 65_536 - 0.25) < 0.01
+    assert (at[-prompt.question_tokens :] == range(65_536 - prompt.question_tokens, 65_536)).all()
+    assert prompt.spread(prompt.length) == ()
+
+
+def test_forced_decoding_is_greedy_decoding(model):
+    prompt = make_prompt(model, 300, 0.5, 2)
+    said = model.complete(prompt.ids, 6).completion.ids
+    losses, likeliest = model.engine.forced([*prompt.ids, *said], prompt.length)
+    assert likeliest.all() and len(losses) == 6
+    wrong = [*prompt.ids, *said[:-1], (said[-1] + 1) % model.config.vocabulary]
+    assert model.engine.forced(wrong, prompt.length)[1].tolist() == [True] * 5 + [False]
+
+
+def test_spread_summary_has_accuracy_and_loss():
+    rows = [{"method": "pi", "length": 9, "tokens": 4, "correct": c, "loss": x} for c, x in ((True, 1.0), (False, 2.0))]
+    (row,) = spread_summary(rows)
+    assert row["correct"] == 1 and row["trials"] == 2 and row["loss"] == 1.5 and row["interval"][0] > 0
+
+
 def test_summary_counts_every_trial_once():
     row = {"method": "yarn", "mode": "exact", "kv": "float32", "target": 4096, "seconds": 2.0}
     rows = [{**row, "depth": d, "correct": c} for d, c in ((0.1, True), (0.1, False), (0.9, True))]
-    made = passkey_summary(rows, "m")
+    made = passkey_summary(rows)
     assert made["rows"][0] | {"interval": None} == {
         "method": "yarn", "mode": "exact", "kv": "float32", "length": 4096, "trials": 3, "correct": 2,
         "interval": None, "seconds_median": 2.0,

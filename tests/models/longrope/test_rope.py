@@ -169,14 +169,6 @@ def test_rows_for_layers():
     assert scaling("longrope", 8, 1e4, 64, 128, 1.0, np.ones((3, 4))).rescale_factors.shape == (4,)
 
 
-def test_tensors():
-    torch = pytest.importorskip("torch")
-    rope = scaling("yarn", 8, 1e4, 64, 128)
-    cos, sin = rope.tables(5, 9)
-    assert cos.shape == sin.shape == (4, 4) and cos.dtype == torch.float32
-    np.testing.assert_array_equal(cos.numpy(), rope.cos_sin(np.arange(5, 9))[0])
-
-
 def test_wrong_length_names_the_expected_count():
     with pytest.raises(BadInput, match=r"64 numbers; this model needs 48 \(rotary_dim/2\)"):
         scaling("longrope", 96, 1e4, 4096, 131_072, table=np.ones(64))
