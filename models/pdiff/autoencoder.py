@@ -11,6 +11,8 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
+from models.pdiff.activation import FastElu
+
 CHANNELS = (64, 128, 256, 256, 32)
 KERNEL = 7
 
@@ -39,7 +41,7 @@ class Autoencoder(nn.Module):
         widths = (last, *channels[3:0:-1], first, first)  # 32 256 256 128 64 64
         up: list[nn.Module] = []
         for i, o in zip(widths, widths[1:], strict=False):
-            up += [nn.ConvTranspose1d(i, o, KERNEL, 2, 3, 1), nn.BatchNorm1d(o), nn.ELU()]
+            up += [nn.ConvTranspose1d(i, o, KERNEL, 2, 3, 1), nn.BatchNorm1d(o), FastElu()]
         self.decoder = nn.Sequential(*up, nn.Conv1d(first, 1, KERNEL, 1, 3))
 
     def encode(self, x: Tensor) -> Tensor:

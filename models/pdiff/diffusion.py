@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from models.errors import BadInput
+from models.pdiff.activation import FastElu
 
 STEPS = 1000
 BETAS = (1e-4, 0.02)
@@ -29,7 +30,7 @@ class Denoiser(nn.Module):
         a, b, c, d = widths
         sizes = (1, a, b, c, d, c, b, a, 1)
         self.layers = nn.ModuleList(nn.Conv1d(i, o, 7, 1, 3) for i, o in zip(sizes, sizes[1:], strict=False))
-        self.norms = nn.ModuleList(nn.Sequential(nn.BatchNorm1d(o), nn.ELU()) for o in sizes[1:-1])
+        self.norms = nn.ModuleList(nn.Sequential(nn.BatchNorm1d(o), FastElu()) for o in sizes[1:-1])
         self.time = nn.Sequential(nn.Linear(TIME_FEATURES, TIME_HIDDEN), nn.SiLU(), nn.Linear(TIME_HIDDEN, latent))
 
     def forward(self, x: Tensor, t: Tensor) -> Tensor:

@@ -18,6 +18,7 @@ from torch import nn
 
 from models import pdiff
 from models.pdiff.diffusion import STEPS
+from models.pdiff.train import Generator
 from models.weights import ASSETS
 
 COLOURS = {"data": "#64748b", "autoencoder": "#2563eb", "diffusion": "#0f766e", "result": "#7c3aed"}
@@ -32,38 +33,36 @@ def how_it_works(target: Path) -> None:
     latent = len(generator.latent_mean)
     widths = [layer.out_channels for layer in generator.denoiser.layers]
     figure, axes = plt.subplots(figsize=(15, 5.6))
-    axes.set(xlim=(-0.9, 15), ylim=(-0.3, 5.4))
+    axes.set(xlim=(-0.9, 15), ylim=(-0.3, 5.6))
     axes.axis("off")
-    _box(
-        axes,
-        0.4,
-        3.9,
-        f"{len(vectors)} checkpoints\nof {vectors.shape[1]} parameters\n{zoo.collection.network}",
-        "data",
-    )
+    up, down = 4.0, 1.0  # the two rows
+    checkpoints = f"{len(vectors)} checkpoints\nof {vectors.shape[1]} parameters\n{zoo.collection.network}"
+    _box(axes, 0.4, up, checkpoints, "data")
     for i, (channels, length) in enumerate(encoder):
-        _box(axes, 2.6 + 1.35 * i, 3.9, f"conv\n{channels} x {length}", "autoencoder", 1.1, 2.2 - 0.3 * i)
-    _box(axes, 9.9, 3.9, f"latents\n{latent} numbers", "diffusion", 1.5, 1.0)
-    _box(axes, 12.9, 3.9, f"diffusion learns them:\n{STEPS} noise levels, 8 convolutions\n"
+        _box(axes, 2.6 + 1.35 * i, up, f"conv\n{channels} x {length}", "autoencoder", 1.1, 1.9 - 0.3 * i)
+    _box(axes, 9.9, up, f"latents\n{latent} numbers", "diffusion", 1.5, 1.0)
+    _box(axes, 12.9, up, f"diffusion learns them:\n{STEPS} noise levels, 8 convolutions\n"
          + "-".join(map(str, widths)), "diffusion", 3.3, 1.5)  # fmt: skip
-    _box(axes, 12.9, 1.1, f"noise\n{latent} numbers", "data", 1.7, 1.0)
-    _box(axes, 9.9, 1.1, f"new latents\n{latent} numbers", "diffusion", 1.6, 1.0)
+    _box(axes, 13.7, down, f"noise\n{latent} numbers", "data", 1.7, 1.0)
+    _box(axes, 9.9, down, f"new latents\n{latent} numbers", "diffusion", 1.6, 1.0)
     for i, (channels, length) in enumerate(decoder):
-        _box(axes, 8.1 - 1.35 * i, 1.1, f"up\n{channels} x {length}", "autoencoder", 1.1, 0.9 + 0.3 * i)
-    _box(axes, 0.4, 1.1, f"new networks\n{vectors.shape[1]} parameters each", "result", 2.0, 1.2)
-    for start, end in (((1.45, 3.9), (2.0, 3.9)), ((8.55, 3.9), (9.1, 3.9)), ((10.7, 3.9), (11.2, 3.9)),
-                       ((12.0, 1.1), (10.75, 1.1)), ((9.05, 1.1), (8.7, 1.1)), ((2.1, 1.1), (1.45, 1.1))):  # fmt: skip
-        axes.add_patch(FancyArrowPatch(start, end, arrowstyle="-|>", mutation_scale=16, color="#111827"))
-    axes.add_patch(FancyArrowPatch((12.9, 3.1), (11.4, 1.2), arrowstyle="-|>", mutation_scale=16, color="#0f766e",
-                                   connectionstyle="arc3,rad=-0.2", linestyle="--"))  # fmt: skip
-    axes.text(12.65, 2.35, "denoises, step by step", color=COLOURS["diffusion"])
-    axes.text(2.0, 5.25, "Learning: an autoencoder, then a diffusion model on its latents", fontsize=13)
-    axes.text(2.0, 2.55, "Generating: noise, latents, parameters", fontsize=13)
+        _box(axes, 8.1 - 1.35 * i, down, f"up\n{channels} x {length}", "autoencoder", 1.1, 0.7 + 0.3 * i)
+    _box(axes, 0.4, down, f"new networks\n{vectors.shape[1]} parameters each", "result", 2.0, 1.2)
+    right, left = ((1.45, 2.0), (8.55, 9.1), (10.7, 11.2)), ((12.8, 10.75), (9.05, 8.7), (2.1, 1.45))
+    for y, spans in ((up, right), (down, left)):
+        for start, end in spans:
+            arrow = FancyArrowPatch((start, y), (end, y), arrowstyle="-|>", mutation_scale=16, color="#111827")
+            axes.add_patch(arrow)
+    axes.add_patch(FancyArrowPatch((11.75, up - 0.8), (11.75, down + 0.05), arrowstyle="-|>", mutation_scale=16,
+                                   color=COLOURS["diffusion"], linestyle="--"))  # fmt: skip
+    axes.text(11.95, 2.3, "denoises, step by step", color=COLOURS["diffusion"], fontsize=12)
+    axes.text(-0.6, 5.25, "Learning: an autoencoder, then a diffusion model on its latents", fontsize=14)
+    axes.text(-0.6, 2.4, "Generating: noise, latents, parameters", fontsize=14)
     figure.tight_layout()
     figure.savefig(target, dpi=80)
 
 
-def _folded(generator) -> torch.Tensor:  # type: ignore[no-untyped-def]
+def _folded(generator: Generator) -> torch.Tensor:
     return generator.autoencoder.unfold(torch.zeros(1, len(generator.latent_mean)))
 
 
@@ -80,7 +79,7 @@ def _shapes(network: nn.Sequential, x: torch.Tensor, kind: type[nn.Module]) -> l
 def _box(axes: plt.Axes, x: float, y: float, text: str, part: str, width: float = 2.1, height: float = 1.5) -> None:
     corner = (x - width / 2, y - height / 2)
     axes.add_patch(FancyBboxPatch(corner, width, height, boxstyle="round,pad=0.02", color=COLOURS[part], alpha=0.92))
-    axes.text(x, y, text, ha="center", va="center", color="white", fontsize=9.5)
+    axes.text(x, y, text, ha="center", va="center", color="white", fontsize=11)
 
 
 def main() -> None:

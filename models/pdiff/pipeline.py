@@ -50,6 +50,7 @@ class Pipeline:
         self.name, self.zoo, self.data = name, zoo, data
         self.network = network_of(zoo.collection, data)
         self.originals = Checkpoints(zoo.collection.vectors, "originals")
+        self._original_wrong: Tensor | None = None
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -61,10 +62,10 @@ class Pipeline:
         """On the test pictures."""
         return Evaluator(self.network, self.zoo.collection.layout, self.data.test_x, self.data.test_y)
 
-    @cached_property
+    @property
     def original_wrong(self) -> Tensor:
-        """(K, n) bool: what the originals get wrong."""
-        return self.evaluator.wrong(self.originals.vectors)
+        """(K, n) bool: what the originals get wrong. Tested at the first use."""
+        return self.wrong(self.originals)
 
     @cached_property
     def original_latents(self) -> Tensor:
@@ -117,10 +118,15 @@ class Pipeline:
         return Checkpoints(self.zoo.generator.decode(latents), "generated", latents.clone())
 
     def wrong(self, checkpoints: Checkpoints, report: measures.Report = lambda done, total: None) -> Tensor:
-        """(N, n) bool: which test pictures each checkpoint gets wrong."""
-        if checkpoints is self.originals:
-            return self.original_wrong
-        return self.evaluator.wrong(checkpoints.vectors, report)
+        """(N, n) bool: which test pictures each checkpoint gets wrong. The originals are tested once.
+
+        report: sees (checkpoints tested, of how many) after each, and may raise to stop.
+        """
+        if checkpoints is not self.originals:
+            return self.evaluator.wrong(checkpoints.vectors, report)
+        if self._original_wrong is None:
+            self._original_wrong = self.evaluator.wrong(checkpoints.vectors, report)
+        return self._original_wrong
 
     def evaluate(self, checkpoints: Checkpoints) -> Tensor:
         """(N,) percent right on the test pictures, float32."""

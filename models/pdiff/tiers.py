@@ -8,6 +8,7 @@ from models.errors import BadInput
 from models.pdiff import data as datasets
 from models.pdiff import zoo as zoos
 from models.pdiff.pipeline import Pipeline
+from models.pdiff.threads import one_thread
 from models.runtime import Device, LoadedModel, ModelInfo, Progress
 from models.weights import Source, resolve
 
@@ -32,15 +33,14 @@ def load(
         source = Source(LICENCE, zoos.ZOOS[zoo].data, asset=f"pdiff/{zoo}.safetensors")
         path = resolve(source).path
     report(0.2, "Reading the zoo")
-    read = zoos.read(path)
-    report(0.6, "Making the data set")
-    pipeline = Pipeline(zoo, read, datasets.load(read.collection.data))
-    report(0.8, "Testing the originals")
-    size = pipeline.original_wrong.numel()  # computed now, so that the first press answers at once
+    with one_thread():
+        read = zoos.read(path)
+        report(0.6, "Making the data set")
+        pipeline = Pipeline(zoo, read, datasets.load(read.collection.data))
     networks = (read.generator.autoencoder, read.generator.denoiser)
     parameters = sum(p.numel() for network in networks for p in network.parameters())
     originals = read.collection.vectors
-    memory = 4 * (parameters + originals.numel()) + size
+    memory = 4 * (parameters + originals.numel()) + len(originals) * len(pipeline.data.test_y)
     said = f"{len(originals)} checkpoints of {originals.shape[1]} parameters, {pipeline.data.name}"
     facts = ModelInfo("embedded", Path(path).name, LICENCE, said, parameters, memory, "cpu", "float32")
     return LoadedModel(pipeline, facts)

@@ -5,6 +5,7 @@ import torch
 
 from models.errors import BadInput
 from models.pdiff import diffusion, normalise
+from models.pdiff.activation import FastElu
 from models.pdiff.autoencoder import Autoencoder
 from models.pdiff.diffusion import Denoiser
 from models.pdiff.vectors import Layout
@@ -145,3 +146,12 @@ def test_one_row_is_denoised_alike_whatever_stands_beside_it():
         *_, (_, together) = diffusion.sample(denoiser, noise, 10)
         *_, (_, alone) = diffusion.sample(denoiser, noise[2:3], 10)
     torch.testing.assert_close(together[2:3], alone, atol=1e-4, rtol=1e-4)
+
+
+def test_the_fast_activation_is_elu_and_so_is_its_gradient():
+    ours, theirs = (torch.linspace(-30, 30, 4001).requires_grad_() for _ in range(2))
+    fast, plain = FastElu()(ours), torch.nn.functional.elu(theirs)
+    torch.testing.assert_close(fast, plain, atol=2.4e-7, rtol=1e-6)
+    fast.sum().backward()
+    plain.sum().backward()
+    torch.testing.assert_close(ours.grad, theirs.grad, atol=1e-6, rtol=1e-6)
