@@ -42,7 +42,16 @@ class Rendering:
             raise BadInput(f"The guidance is {self.guidance}; it can be 1 to 50.")
 
 
-Read = Callable[[Any], np.ndarray]  # a picture or `Audio` -> codes, int64 (layers, n)
+@dataclass(frozen=True)
+class Encoded:
+    """codes: int64 (layers, n). value: the picture or `Audio` as it was read. note: what the reader should know."""
+
+    codes: np.ndarray
+    value: Any
+    note: str = ""
+
+
+Read = Callable[[Any], Encoded]  # from anything `models.images` or `models.anygpt.audio` takes
 Make = Callable[[np.ndarray, Rendering], Any]  # codes (layers, n) -> a picture or `Audio`
 
 
@@ -65,8 +74,8 @@ class Codecs:
         codec = known.get(medium, Missing(f"This tier cannot {direction} {medium}."))
         return codec.reason if isinstance(codec, Missing) else None
 
-    def read(self, medium: Medium, value: Any) -> np.ndarray:
-        """Codes of a picture or a sound. Raises `WeightsNotFound` with the reason if there is no codec."""
+    def read(self, medium: Medium, value: Any) -> Encoded:
+        """The codes of a picture or a sound. Raises `WeightsNotFound` with the reason if there is no codec."""
         codec = self._readers.get(medium)
         if codec is None or isinstance(codec, Missing):
             raise WeightsNotFound(str(self.reason("read", medium)))

@@ -17,8 +17,6 @@ from transformers.cache_utils import DynamicCache, DynamicLayer
 
 from models.anygpt.grammar import Allowed, Rules
 from models.anygpt.sampling import GREEDY, Preset, choose
-from models.anygpt.streams import Run, Splitter
-from models.anygpt.vocabulary import Vocabulary
 from models.errors import BadInput
 
 if TYPE_CHECKING:
@@ -32,12 +30,14 @@ class LanguageModel:
 
     Where the output layer is a plain matrix behind the base model, only the rows asked for are computed; this is
     checked once with a real token, since some architectures scale or cap their logits.
+
+    window: tokens it can read; None takes the configuration's word.
     """
 
-    def __init__(self, model: PreTrainedModel) -> None:
+    def __init__(self, model: PreTrainedModel, window: int | None = None) -> None:
         self.model = model.eval()
         self.device = model.device
-        self.window = int(model.config.get_text_config().max_position_embeddings)
+        self.window = window or int(model.config.get_text_config().max_position_embeddings)
         self._head = self._plain_head()
 
     def open(self) -> Session:
@@ -139,16 +139,6 @@ def generate(
         unread.append(token)
         state = rules.advance(state, token)
         yield token
-
-
-def runs(vocabulary: Vocabulary, ids: Iterator[int], stop: frozenset[int]) -> Iterator[Run | int]:
-    """The ids as they come, each followed by the runs that it closed; the stop id is not part of any run."""
-    splitter = Splitter(vocabulary)
-    for token in ids:
-        yield token
-        if token not in stop:
-            yield from splitter.push(token)
-    yield from splitter.finish()
 
 
 def _id(allowed: Allowed, index: int) -> int:

@@ -81,9 +81,9 @@ class SoundStorm(nn.Module):
         if steps < 1:
             raise BadInput(f"Speech takes at least 1 step; got {steps}.")
         c, n = self.config, len(semantic)
-        known = torch.empty((0, 1 + c.levels), dtype=torch.int64) if prompt is None else prompt
+        known = semantic.new_empty((0, 1 + c.levels)) if prompt is None else prompt
         said = torch.cat([known[:, 0], semantic])[None]
-        codes = torch.cat([known[:, 1:], torch.full((n, c.levels), self.mask)])[None]
+        codes = torch.cat([known[:, 1:], semantic.new_full((n, c.levels), self.mask)])[None]
         new = slice(len(known), None)
         generator = torch.Generator().manual_seed(seed % 2**63)
         total = steps + c.levels
@@ -105,7 +105,8 @@ class SoundStorm(nn.Module):
             return torch.where(free, logits.argmax(-1), before)
         kept = math.ceil(KEEP * logits.shape[-1])
         values, indices = logits.topk(kept)
-        noise = -torch.log(-torch.log(torch.rand(values.shape, generator=generator).clamp(1e-10, 1 - 1e-7)))
+        uniform = torch.rand(values.shape, generator=generator).clamp(1e-10, 1 - 1e-7).to(values.device)
+        noise = -torch.log(-torch.log(uniform))
         # Gumbel noise is added to logits divided by the temperature i / steps, so the first pass is greedy.
         picked = (values / max(i / steps, 1e-10) + noise).argmax(-1, keepdim=True)
         guesses = torch.where(free, indices.gather(-1, picked)[:, 0], before)

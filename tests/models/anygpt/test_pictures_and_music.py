@@ -24,7 +24,7 @@ from transformers.models.bert import modeling_bert
 
 from models.anygpt import encodec, images, seed, unclip
 from models.anygpt.audio import Audio
-from models.anygpt.codecs import Codecs, Lazy, Missing, Rendering
+from models.anygpt.codecs import Codecs, Encoded, Lazy, Missing, Rendering
 from models.anygpt.seed import Seed
 from models.errors import BadInput, WeightsCorrupt, WeightsNotFound
 
@@ -288,12 +288,12 @@ def test_the_configuration_is_believed_and_checked(tmp_path):
 
 def test_a_missing_codec_says_which_file_it_needs():
     codecs = Codecs(
-        {"image": lambda value: np.zeros((1, 32), int), "speech": Missing("Needs ckpt.dev.")},
+        {"image": lambda value: Encoded(np.zeros((1, 32), int), value), "speech": Missing("Needs ckpt.dev.")},
         {"image": lambda codes, rendering: (codes.shape, rendering.seed)},
     )
     assert codecs.reason("read", "image") is None
     assert codecs.reason("read", "speech") == "Needs ckpt.dev."
-    assert codecs.make("image", codecs.read("image", None), Rendering(seed=3)) == ((1, 32), 3)
+    assert codecs.make("image", codecs.read("image", None).codes, Rendering(seed=3)) == ((1, 32), 3)
     with pytest.raises(WeightsNotFound, match=r"ckpt\.dev"):
         codecs.read("speech", None)
     with pytest.raises(WeightsNotFound, match="cannot make music"):
