@@ -21,6 +21,7 @@ PAPER = {
     "gelan-c": ("25.3", "102.1", "53.0"),
     "gelan-e": ("57.3", "189.0", "55.6"),
 }
+BARELY_TRAINED = 0.2  # AP50 below which an order of variants means little
 PAPER_PGI = "AP of GELAN-S 46.7 to 46.8, M 51.1 to 51.4, C 52.5 to 53.0, E 55.0 to 55.6 with PGI"
 
 
@@ -90,10 +91,28 @@ def _ablation(data: dict[str, Any] | None, picture: Path) -> None:
         f"{setting['size']} px, {setting['steps']} steps of {setting['batch']}; ± is a 95 % interval over seeds"
     )
     evidence_table(rows, _caption(text, data))
+    gr.Markdown(verdict(data["result"]["summary"]))
     if picture.exists():
         gr.Image(
             str(picture), show_label=False, interactive=False, alt_text="Loss curves and AP50 of the four variants"
         )
+
+
+def verdict(summary: list[dict[str, Any]]) -> str:
+    """What the ablation's intervals allow to be said of PGI, and whether the runs were long enough to matter."""
+    rows = {row["variant"]: row for row in summary}
+    with_pgi, without = rows["pgi"], rows["gelan"]
+    difference = with_pgi["AP50"] - without["AP50"]
+    # One seed gives no interval: nothing can be said then.
+    doubt = sum(row.get("AP50_interval", float("inf")) for row in (with_pgi, without))
+    if abs(difference) <= doubt:
+        said = "The intervals with and without PGI overlap: **this says nothing for or against the paper's claim.**"
+    else:
+        said = f"With PGI, AP50 is {abs(difference):.3f} {'higher' if difference > 0 else 'lower'}: more than chance."
+    best = max(row["AP50"] for row in summary)
+    if best < BARELY_TRAINED:
+        said += f" The best of the four reaches AP50 {best:.3f}: all are barely trained after so few steps."
+    return said
 
 
 def _speed(data: dict[str, Any] | None, webcam: dict[str, Any] | None) -> None:

@@ -73,7 +73,7 @@ class Recipe:
 # classes are learnt. The network starts from `models.yolov9.pretrain`.
 EMBEDDED = Recipe(
     class_width=80,
-    epochs=42,
+    epochs=45,
     optimiser="adamw",
     lr=1.5e-3,
     schedule="cosine",
@@ -280,8 +280,8 @@ def _cut_log(log: Path, step: int) -> None:
 
 
 def _plain(recipe: Recipe) -> dict[str, Any]:
-    """The parts of a recipe that a resumed run must share."""
-    return {k: v for k, v in asdict(recipe).items() if k != "save_every"}
+    """The parts of a recipe that a resumed run must share: it may be cut short or made longer."""
+    return {k: v for k, v in asdict(recipe).items() if k not in ("save_every", "epochs")}
 
 
 class _Mean:

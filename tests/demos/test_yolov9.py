@@ -8,6 +8,8 @@ import pytest
 from gradio_client import Client, handle_file
 from gradio_client.exceptions import AppError
 
+from demos.yolov9_evidence import verdict
+
 ASSETS = Path(__file__).resolve().parent.parent.parent / "assets" / "yolov9"
 BUS = handle_file(ASSETS / "cards" / "bus.png")
 SETTINGS = ("t", 0.25, 0.45, 192, [], False, 100, False, True)
@@ -101,3 +103,21 @@ def test_status_tells_tier_weights_and_licence(client):
     client.predict(BUS, *SETTINGS, api_name="/yolov9_image")
     status = client.predict(api_name="/yolov9_status")
     assert "Embedded tier" in status and "Apache-2.0" in status and "2.0 M parameters" in status
+
+
+def row(variant: str, ap50: float, interval: float) -> dict:
+    return {"variant": variant, "AP50": ap50, "AP50_interval": interval}
+
+
+@pytest.mark.parametrize(
+    ("pgi", "gelan", "said"),
+    [
+        ((0.04, 0.04), (0.05, 0.03), ["overlap", "barely trained"]),
+        ((0.60, 0.01), (0.55, 0.01), ["0.050 higher"]),
+        ((0.50, 0.01), (0.55, 0.01), ["0.050 lower"]),
+    ],
+)
+def test_the_ablation_claims_no_more_than_its_intervals(pgi, gelan, said):
+    text = verdict([row("pgi", *pgi), row("gelan", *gelan)])
+    assert all(words in text for words in said)
+    assert ("barely" in text) == (max(pgi[0], gelan[0]) < 0.2)

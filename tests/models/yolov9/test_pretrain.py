@@ -79,7 +79,7 @@ def test_the_middle_of_a_class_map():
 
 
 def test_pretraining_learns_and_detection_starts_from_it(drawings, crops, tmp_path):
-    how = Pretraining(steps=25, batch=12, large_every=100, lr=3e-3)
+    how = Pretraining(steps=60, batch=16, large_every=100, lr=3e-3)
     net = pretrain(how, crops, Crops(drawings, ("b",), backgrounds=8, seed=1), tmp_path)
     images, labels = crops.batch((9, 9), 60, 64, 0.3)
     assert (tmp_path / "last.pt").exists()
