@@ -62,12 +62,12 @@ class Stage:
 STAGES = {
     stage.name: stage
     for stage in (
-        Stage("guided", 32, 64, dict.fromkeys(range(0, 64, 2), 1.0), 1, 2, follow=400),
-        Stage("8", 8, 32, dict.fromkeys(range(0, 32, 4), 1.0), 1, 4, follow=250, judged=100, free=50),
-        Stage("4", 4, 8, dict.fromkeys(range(0, 8, 2), 1.0), 1, 2, follow=300, judged=120, free=60),
+        Stage("guided", 32, 64, dict.fromkeys(range(0, 64, 2), 1.0), 1, 2, follow=250),
+        Stage("8", 8, 32, dict.fromkeys(range(0, 32, 4), 1.0), 1, 4, follow=150, judged=60, free=30),
+        Stage("4", 4, 8, dict.fromkeys(range(0, 8, 2), 1.0), 1, 2, follow=200, judged=80, free=40),
         # Students of 2 and 1 steps also start at 750 and 250 (paper, 3.6: stability).
-        Stage("2", 2, 4, {0: 4.0, 1: 1.0, 2: 4.0, 3: 1.0}, 1, 2, follow=350, judged=150, free=60),
-        Stage("1", 1, 4, {0: 7.0, 1: 1.0, 2: 1.0, 3: 1.0}, 2, 2, follow=500, judged=200, free=60, prediction="sample"),
+        Stage("2", 2, 4, {0: 4.0, 1: 1.0, 2: 4.0, 3: 1.0}, 1, 2, follow=250, judged=100, free=40),
+        Stage("1", 1, 4, {0: 7.0, 1: 1.0, 2: 1.0, 3: 1.0}, 2, 2, follow=350, judged=140, free=40, prediction="sample"),
     )
 }
 

@@ -12,7 +12,7 @@ from models.sdxl_lightning.flow import sampled
 from models.sdxl_lightning.network import LATENT
 from models.sdxl_lightning.text import states, text_encoder, tokenizer
 
-PROMPTS = (  # fixed before the first training: compositional, half of them held out; never chosen by their pictures
+PROMPTS = (  # fixed before the first training; four of them (fox, stars, rocket, black cat) are held out
     "apple", "blue apple", "cat", "cat with sunglasses", "dog with a hat", "purple car", "red car", "fox with a crown",
     "panda with a bow", "two pears", "three stars", "four hearts", "house on a pink background", "green tree",
     "rocket on a black background", "car and tree", "dog and ball", "yellow umbrella", "pink elephant", "pizza",

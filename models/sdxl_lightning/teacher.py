@@ -71,8 +71,13 @@ def train(folder: Path, steps: int, batch: int, rate: float, init: Path | None) 
         if (step + 1) % 500 == 0 or step + 1 == steps:
             smooth = build_unet()
             average.copy_to(smooth)
-            preview.guided(smooth.eval()).save(folder / f"grid{step + 1:06d}.png")
+            look(preview, smooth, folder / f"grid{step + 1:06d}.png")
             publish(smooth, PIPELINE / "unet")
+
+
+def look(preview: Preview, network: nn.Module, path: Path) -> None:
+    """Saves the grid with fixed noise."""
+    preview.guided(network.eval()).save(path)
 
 
 def publish(network: Any, folder: Path) -> None:

@@ -1,0 +1,204 @@
+"""The paper's measures on the embedded model, and the unpicked grid.
+
+    python -m models.sdxl_lightning.evaluate quality [--count 1000]   # assets/sdxl_lightning/evidence/quality.json
+    python -m models.sdxl_lightning.evaluate grid                      # .../grid.png: 24 held-out captions, first seed
+
+Captions name combinations that training never showed. Pictures are compared with those captions' own drawings, in the
+features of a network that took no part in training (`judge`).
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw
+from torch import Tensor, nn
+
+from models.records import record
+from models.sdxl_lightning.autoencoder import PatchAutoencoder
+from models.sdxl_lightning.basis import to_tensor
+from models.sdxl_lightning.data import Scene, Scenes
+from models.sdxl_lightning.distil import SCALE
+from models.sdxl_lightning.flow import sampled
+from models.sdxl_lightning.judge import Judge, chosen, frechet_distance
+from models.sdxl_lightning.lora import LoraNetwork
+from models.sdxl_lightning.network import LATENT, build_unet, read_unet
+from models.sdxl_lightning.preview import tiled
+from models.sdxl_lightning.text import states, text_encoder, tokenizer
+from models.weights import ASSETS, read_safetensors
+
+SHIPPED = ASSETS / "sdxl_lightning"
+OFFERED = 10  # captions to choose from
+BATCH = 50
+
+
+@dataclass(frozen=True)
+class Model:
+    """One way to draw: a network, its steps, what it predicts, and guidance (1: none)."""
+
+    name: str
+    steps: int
+    network: nn.Module
+    prediction: str = "v_prediction"
+    guidance: float = 1.0
+
+    @property
+    def passes(self) -> int:
+        """Of the network, for a picture."""
+        return self.steps * (1 if self.guidance == 1 else 2)
+
+
+@dataclass(frozen=True)
+class Row:
+    """fid, patch_fid: distances from the captions' drawings. match: share of pictures whose caption is found."""
+
+    name: str
+    steps: int
+    guidance: float
+    passes: int
+    fid: float
+    patch_fid: float
+    match: float
+    seconds: float
+
+
+class Words:
+    """States of captions and of no words."""
+
+    def __init__(self) -> None:
+        self._words, self._encoder = tokenizer(), text_encoder()
+        self.empty = self(("",))[0]
+
+    def __call__(self, captions: tuple[str, ...] | list[str]) -> Tensor:
+        return states(captions, self._words, self._encoder)
+
+
+def models(folder: Path) -> Iterator[Model]:
+    """The teacher at several step counts, and the students that the folder has."""
+    teacher = read_unet(folder / "teacher_unet").eval()
+    for steps in (32, 8, 4, 2, 1):
+        yield Model("teacher", steps, teacher, guidance=SCALE)
+    for steps in (8, 4, 2):
+        path = folder / f"lightning_{steps}step_lora.safetensors"
+        if path.exists():
+            yield Model("student, LoRA", steps, LoraNetwork(teacher).load(path).fused().eval())
+    path = folder / "lightning_1step_unet_x0.safetensors"
+    if path.exists():
+        network = build_unet().eval()
+        network.load_state_dict(read_safetensors(path))
+        yield Model("student, full", 1, network, prediction="sample")
+
+
+@torch.inference_mode()
+def drawn_by(model: Model, words: Words, vae: PatchAutoencoder, captions: list[str], seed: int = 0) -> Tensor:
+    """(N, 3, 256, 256) in -1..1; the noise depends on the seed and the caption's place only."""
+    generator = torch.Generator().manual_seed(seed)
+    noise = torch.randn((len(captions), *LATENT), generator=generator)
+    empty = None if model.guidance == 1 else words.empty
+    pictures = []
+    for i in range(0, len(captions), BATCH):
+        told = words(captions[i : i + BATCH])
+        z = sampled(model.network, model.prediction, model.steps, noise[i : i + BATCH], told, empty, model.guidance)
+        pictures.append(vae.decode(z, return_dict=False)[0].clamp(-1, 1))
+    return torch.cat(pictures)
+
+
+def held_out(count: int, seed: int = 0) -> list[Scene]:
+    """Distinct scenes that training never shows, in the shares of the kinds (single objects are shown, so left out)."""
+    scenes, rng = Scenes(), random.Random(seed)
+    found: dict[str, Scene] = {}
+    while len(found) < count:
+        scene = scenes.sample(rng, True)
+        found[scene.caption] = scene
+    return list(found.values())
+
+
+def quality(folder: Path, count: int) -> dict[str, object]:
+    """All models on `count` held-out captions; printed as it goes."""
+    scenes, captions = Scenes(), held_out(count)
+    judge, words, vae = Judge(), Words(), PatchAutoencoder.from_pretrained(folder / "vae").float().eval()
+    truth = torch.cat(
+        [
+            to_tensor(np.stack([np.asarray(scenes.draw(scene)) for scene in captions[i : i + BATCH]]))
+            for i in range(0, count, BATCH)
+        ]
+    )
+    real_whole, real_patch = _features(judge, truth)
+    rng = np.random.default_rng(0)
+    others = torch.from_numpy(np.stack([_others(rng, i, count) for i in range(count)]))
+
+    def row(name: str, steps: int, guidance: float, passes: int, pictures: Tensor, seconds: float) -> Row:
+        whole, patch = _features(judge, pictures)
+        found = Row(
+            name, steps, guidance, passes, frechet_distance(whole, real_whole), frechet_distance(patch, real_patch),
+            float(chosen(whole, real_whole, others).float().mean()), seconds,
+        )  # fmt: skip
+        print(found, flush=True)
+        return found
+
+    with torch.inference_mode():
+        through = torch.cat([vae.forward(x).clamp(-1, 1) for x in truth.split(BATCH)])
+    rows = [row("drawings through the autoencoder", 0, 1.0, 0, through, 0.0)]
+    for model in models(folder):
+        started = time.monotonic()
+        pictures = drawn_by(model, words, vae, [scene.caption for scene in captions])
+        seconds = time.monotonic() - started
+        rows.append(row(model.name, model.steps, model.guidance, model.passes, pictures, seconds / count))
+    return {"captions": count, "offered": OFFERED, "chance": 1 / OFFERED, "rows": [asdict(r) for r in rows]}
+
+
+def grid(folder: Path, side: int = 96, label: int = 170) -> Image.Image:
+    """The first 24 held-out captions at 1, 2, 4 and 8 steps and the teacher's 32, first seed, nothing chosen."""
+    prompts = [scene.caption for scene in held_out(24)]
+    words, vae = Words(), PatchAutoencoder.from_pretrained(folder / "vae").float().eval()
+    shown = [m for m in models(folder) if m.name != "teacher" or m.steps == 32]
+    shown.sort(key=lambda m: m.steps)
+    half, width = len(prompts) // 2, label + len(shown) * side
+    sheet = Image.new("RGB", (2 * width, (half + 1) * side), "white")
+    write = ImageDraw.Draw(sheet)
+    for i, prompt in enumerate(prompts):
+        write.text((i // half * width + 8, (i % half + 1) * side + side // 2), prompt, fill="black")
+    for column, model in enumerate(shown):
+        pictures = drawn_by(model, words, vae, prompts)
+        left = label + column * side
+        for part in (0, 1):
+            write.text((part * width + left + 4, side - 16), f"{model.steps} {model.name[:7]}", fill="black")
+            strip = tiled(pictures[part * half : (part + 1) * half], 1)
+            sheet.paste(strip.resize((side, half * side), Image.Resampling.LANCZOS), (part * width + left, side))
+    return sheet
+
+
+def _features(judge: Judge, pictures: Tensor) -> tuple[Tensor, Tensor]:
+    whole, patch = zip(*((judge.whole(x), judge.patch(x)) for x in pictures.split(BATCH)), strict=True)
+    return torch.cat(whole), torch.cat(patch)
+
+
+def _others(rng: np.random.Generator, i: int, count: int) -> np.ndarray:
+    """OFFERED - 1 different places, none of them i."""
+    picked = rng.choice(count - 1, OFFERED - 1, replace=False)
+    return picked + (picked >= i)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=("quality", "grid"))
+    parser.add_argument("--weights", type=Path, default=SHIPPED)
+    parser.add_argument("--out", type=Path, default=SHIPPED / "evidence")
+    parser.add_argument("--count", type=int, default=1000, help="held-out captions")
+    args = parser.parse_args()
+    if args.what == "quality":
+        record(args.out / "quality.json", quality(args.weights, args.count))
+    else:
+        args.out.mkdir(parents=True, exist_ok=True)
+        grid(args.weights).save(args.out / "grid.png")
+
+
+if __name__ == "__main__":
+    main()
