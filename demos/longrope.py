@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from html import escape
@@ -14,6 +12,7 @@ import gradio as gr
 
 from demos import parts
 from demos.longrope_evidence import show_evidence
+from demos.longrope_search import search_tab
 from demos.registry import AppOptions, demo
 from models import longrope
 from models.errors import BadInput, Cancelled
@@ -21,7 +20,6 @@ from models.runtime import Handle, Runtime
 
 if TYPE_CHECKING:
     from models.longrope.engine import Reading
-    from models.longrope.evolution import Event
     from models.longrope.pipeline import Model
     from models.longrope.rope import RopeScaling
 
@@ -41,11 +39,15 @@ MODES = {
     "exact": "Exact: every token sees all before it. Time grows with the square of the length.",
     "blockwise": "Blockwise: context blocks see themselves and the anchor, the question sees all. Linear in length.",
 }
-KV_FORMATS = ("float32", "bfloat16", "int8", "int4")
+KV_FORMATS = ("bfloat16", "float32", "int8", "int4")
 MAX_TRIALS, MAX_TEXT = 20, 12_000_000
 EMBEDDED_BYTES, OFFICIAL_BYTES = 900_000_000, 16e9
-SCALES = (2, 4, 8)
-SPARSE_TOKENS, SEARCH_PROMPTS = 400, 2
+# Settings to start from: power of two, methods, attention.
+STARTS = {
+    "2k tokens, inside the window: seconds": (11, ["none"], "exact"),
+    "16k, twice the window, without and with LongRoPE: minutes": (14, ["none", "longrope"], "exact"),
+    "64k, eight times the window, LongRoPE, blockwise: minutes": (16, ["longrope"], "blockwise"),
+}
 # One long run at a time: two would only slow each other down.
 JOBS: dict[str, Any] = {"concurrency_id": "longrope", "concurrency_limit": 1}
 HEADS = ["method", "mode", "tokens", "depth", "key", "answer", "right", "seconds", "tokens/s"]
@@ -63,13 +65,13 @@ def build(options: AppOptions, runtime: Runtime) -> None:
     parts.paper_card(demo("longrope"))
     with gr.Tabs():
         with gr.Tab("Passkey"):
-            table = _passkey_tab(handle)
+            table, n_hat = _passkey_tab(handle)
         with gr.Tab("Search"):
-            _search_tab(handle, table)
+            search_tab(handle, table, n_hat, JOBS)
         with gr.Tab("Cost"):
             _cost_tab()
-        with gr.Tab("Evidence"):
-            show_evidence(ASSETS / "evidence")
+        with gr.Tab("Evidence") as evidence:
+            show_evidence(ASSETS / "evidence", evidence)
         with gr.Tab("How it works"):
             _explanation()
     parts.status_line(handle)
@@ -146,14 +148,15 @@ class Question:
         return model.scaling("longrope", plain.target_length, plain.rescale_factors, self.magnitude, self.n_hat)
 
 
-def _passkey_tab(handle: Handle) -> gr.Textbox:
+def _passkey_tab(handle: Handle) -> tuple[gr.Textbox, gr.Number]:
+    """Returns where a factor table and its n-hat are typed."""
     with gr.Row(equal_height=False):
         with gr.Column(scale=1, min_width=280):
             power = gr.Slider(SHORTEST, LONGEST, DEFAULT, step=1, label="Context length, as a power of two")
             length = gr.Markdown(_length_text(DEFAULT), elem_id="longrope-length")
             methods = gr.CheckboxGroup(
                 [(title, name) for name, title in METHODS.items()],
-                value=["none", "yarn"],
+                value=["none"],
                 label="Methods, side by side",
             )
             depth = gr.Slider(0, 1, 0.5, step=0.05, label="Depth of the key", info="Several trials spread over depths")
@@ -163,10 +166,11 @@ def _passkey_tab(handle: Handle) -> gr.Textbox:
                 stop = gr.Button("Cancel", variant="stop", elem_id="longrope-cancel")
             with gr.Accordion("More", open=False):
                 mode = gr.Radio([(text, name) for name, text in MODES.items()], value="exact", label="Attention")
-                kv = gr.Radio(list(KV_FORMATS), value="float32", label="Cache format")
+                kv = gr.Radio(list(KV_FORMATS), value=KV_FORMATS[0], label="Cache format")
                 seed = gr.Number(0, precision=0, label="Seed")
                 magnitude = gr.Textbox("", label="Magnitude", info="su, yarn or a number; empty: the method's own")
                 n_hat = gr.Number(0, precision=0, label="n-hat", info="First tokens that keep their angles")
+                known = gr.Dropdown(_published_names(), label="Published table", interactive=True)
                 table = gr.Textbox(
                     "", lines=3, label="Factor table for LongRoPE (CSV or JSON)", info="Empty: the shipped one"
                 )
@@ -188,6 +192,11 @@ def _passkey_tab(handle: Handle) -> gr.Textbox:
     rows = gr.State([], time_to_live=3600)
     cancel = parts.cancel_by(stop, "longrope_cancel")
 
+    gr.Examples(
+        [list(values) for values in STARTS.values()], [power, methods, mode], example_labels=list(STARTS),
+        label="Start from", cache_examples=False, api_name="longrope_start",
+    )  # fmt: skip
+    known.input(parts.user_errors(_published_text), known, table, api_name="longrope_published")
     power.change(_length_text, power, length, queue=False, show_progress="hidden", api_name="longrope_length")
     upload.upload(parts.user_errors(_table_text), upload, table, api_name="longrope_table")
 
@@ -208,7 +217,7 @@ def _passkey_tab(handle: Handle) -> gr.Textbox:
         show_progress_on=progress,
     )  # fmt: skip
     clear.click(lambda: ([], [], "", None), None, [rows, results, summary, heat], api_name="longrope_clear")
-    return table
+    return table, n_hat
 
 
 def _ask(handle: Handle, asked: Question, rows: list[dict], cancel: parts.Cancel) -> Iterator[tuple[Any, ...]]:
@@ -243,28 +252,35 @@ def _trials(model: Model, asked: Question, report: Callable[[Any], None]) -> Non
         prompt = retrieval.make_prompt(
             model, asked.length, depth, asked.seed + number, asked.haystack, asked.needle, asked.question, asked.key
         )
-        marked = _prompt_html(prompt.excerpt(model), prompt.length, prompt.depth, prompt.notes)
         for method in asked.methods:
+            notes = (*prompt.notes, *scalings[method].notes)
+            marked = _prompt_html(prompt.excerpt(model), prompt.length, prompt.depth, notes)
             what = f"{METHODS[method]}, {prompt.length:,} tokens, trial {number + 1} of {asked.trials}"
             report({"prompt": marked, "progress": f"<p>{escape(what)}: starting</p>"})
             said: list[str] = []
 
-            def read(tokens: int, rate: float, what: str = what, total: int = prompt.length) -> None:
-                report({"progress": _bar(what, tokens, total, rate)})
+            reading = asked.reading(method)
+            whole = retrieval.work(model, prompt.length, reading)
+
+            def read(tokens: int, rate: float, what: str = what, reading: Reading = reading,
+                     whole: float = whole, total: int = prompt.length) -> None:  # fmt: skip
+                done = retrieval.work(model, tokens, reading) / whole
+                report({"progress": _bar(what, tokens, total, rate, done)})
 
             def say(piece: str, what: str = what, said: list[str] = said) -> None:
                 said.append(piece)
                 report({"progress": f"<p>{escape(what)}: <strong>{escape(''.join(said))}</strong></p>"})
 
-            trial = retrieval.run(model, prompt, scalings[method], asked.reading(method), read, say)
+            trial = retrieval.run(model, prompt, scalings[method], reading, read, say)
             # Within the window a method is the plain model; the row still says which was chosen.
             row = {**asdict(trial), "method": method, "target": asked.length}
             report({"trial": row, "progress": f"<p>{escape(what)}: {'right' if trial.correct else 'wrong'}</p>"})
 
 
-def _bar(what: str, tokens: int, total: int, rate: float) -> str:
-    left = (total - tokens) / rate if rate else math.inf
-    ahead = f", about {left:.0f} s left" if math.isfinite(left) else ""
+def _bar(what: str, tokens: int, total: int, rate: float, done: float) -> str:
+    """A bar in tokens; the time left is for the share of the work done, as later tokens see more than early ones."""
+    passed = tokens / rate if rate else 0.0
+    ahead = f", about {passed * (1 / done - 1):.0f} s left" if done and passed else ""
     return (
         f'<p><progress max="{total}" value="{tokens}"></progress> {escape(what)}: {tokens:,} read, '
         f"{rate:.0f} tokens/s{ahead}</p>"
@@ -323,6 +339,21 @@ def _short(tokens: int) -> str:
     return f"{tokens // 1024}k" if tokens >= 1024 else str(tokens)
 
 
+def _published_names() -> list[tuple[str, str]]:
+    """Titles and names of the authors' and Phi's tables; the empty name takes none."""
+    from models.longrope.tables import published
+
+    tables = published().values()
+    return [("none", ""), *((f"{t.name}: {t.model}, {len(t.factors)} factors", t.name) for t in tables)]
+
+
+def _published_text(name: str) -> str:
+    """A published table as CSV; whether it fits the model is checked when it is used."""
+    from models.longrope.tables import get, write_csv
+
+    return write_csv(get(name).factors) if name else ""
+
+
 def _uploaded(path: str) -> str:
     """A text file's content, UTF-8 only."""
     content = Path(path).read_bytes()
@@ -339,134 +370,6 @@ def _uploaded(path: str) -> str:
 def _table_text(path: str | None) -> str:
     """An uploaded table's text, as it is; it is checked against the model when it is used."""
     return _uploaded(path) if path else ""
-
-
-# ---- search -----------------------------------------------------------------------------------------------
-
-
-def _search_tab(handle: Handle, table: gr.Textbox) -> None:
-    with gr.Row(equal_height=False):
-        with gr.Column(scale=1, min_width=280):
-            scale = gr.Radio([(f"{s}x: {8 * s}k", s) for s in SCALES], value=4, label="Extend the window")
-            preset = gr.Radio(
-                [("Demo: 152 tables", "demo"), ("Paper: 1 344 tables", "paper")], value="demo", label="Preset"
-            )
-            seed = gr.Number(42, precision=0, label="Seed")
-            with gr.Row():
-                run = gr.Button("Search", variant="primary", elem_id="longrope-search")
-                stop = gr.Button("Stop", variant="stop", elem_id="longrope-search-stop")
-            gr.Markdown(
-                "Pressing Search again goes on where it stopped. A table is scored by the loss of the hidden key in "
-                f"{SEARCH_PROMPTS} prompts of {SPARSE_TOKENS} tokens whose positions are spread over the whole length: "
-                "cheap enough to watch. Check a found table on whole prompts with the Passkey tab."
-            )
-            use = gr.Button("Use the best table in Passkey", elem_id="longrope-use")
-            with gr.Row():
-                csv = gr.DownloadButton("CSV", interactive=False, elem_id="longrope-csv")
-                json = gr.DownloadButton("JSON for transformers", interactive=False, elem_id="longrope-json")
-        with gr.Column(scale=3):
-            progress = gr.HTML("<p>Seeds are PI, NTK and YaRN; children must beat them.</p>", elem_id="longrope-found")
-            plot = gr.Plot(label="Best loss so far, and the factors", elem_id="longrope-search-plot")
-    found = gr.State(None, time_to_live=3600)
-    logs = gr.State(None, time_to_live=3600)  # a private folder: the search's log outlives a stop
-    cancel = parts.cancel_by(stop, "longrope_search_stop")
-
-    @parts.user_errors
-    def search_factors(cancel: parts.Cancel, logs: str | None, *values: Any) -> Iterator[tuple[Any, ...]]:
-        chosen = _search_settings(values)
-        cancel["asked"] = False
-        folder = logs or str(parts.private_folder())
-        yield from _search(handle, chosen, Path(folder), cancel)
-
-    run.click(
-        search_factors, [cancel, logs, scale, preset, seed], [progress, plot, found, csv, json, logs], **JOBS,
-        api_name="longrope_search", show_progress="minimal", show_progress_on=progress,
-    )  # fmt: skip
-
-    @parts.user_errors
-    def use_table(found: dict | None) -> str:
-        if found is None:
-            raise BadInput("There is no table yet. Press Search first.")
-        return found["csv"]
-
-    use.click(use_table, found, table, api_name="longrope_use_table")
-
-
-def _search_settings(values: tuple[Any, ...]) -> tuple[int, str, int]:
-    scale, preset, seed = values
-    if scale not in SCALES or preset not in ("demo", "paper"):
-        raise BadInput(f"Choose a scale of {', '.join(map(str, SCALES))} and the preset demo or paper.")
-    try:
-        return int(scale), preset, int(seed)
-    except (TypeError, ValueError, OverflowError) as error:
-        raise BadInput("The seed is not a whole number. Type one, such as 42.") from error
-
-
-def _search(
-    handle: Handle, chosen: tuple[int, str, int], folder: Path, cancel: parts.Cancel
-) -> Iterator[tuple[Any, ...]]:
-    from demos.longrope_plots import search_figure
-
-    scale, preset, seed = chosen
-    nothing = (gr.skip(),) * 5
-    yield "<p>Loading the model</p>", *nothing[:4], str(folder)
-    curve: list[float] = []
-    latest: Event | None = None
-    drawn, ended = 0.0, "Done"
-    with handle.use(gr.Progress()) as model:
-        log = folder / f"search-{scale}-{preset}-{seed}.jsonl"
-        try:
-            work = parts.streamed(lambda report: _evolve(model, chosen, log, report), cancel)
-            for latest in work:
-                curve.append(latest.best.fitness)
-                text = _search_text(latest)
-                if time.monotonic() - drawn > 2:
-                    drawn = time.monotonic()
-                    yield text, search_figure(curve, latest.best.factors, model, scale), *nothing[:4]
-                elif not latest.replayed:
-                    yield text, *nothing
-        except Cancelled:
-            ended = "Stopped; Search goes on from here"
-        if latest is None:
-            yield f"<p>{ended}.</p>", *nothing
-            return
-        figure = search_figure(curve, latest.best.factors, model, scale)
-        files = _table_files(model, latest, scale, folder)
-    state = {"csv": files[0].read_text(), "scale": scale}
-    buttons = [gr.DownloadButton(value=str(path), interactive=True) for path in files]
-    yield f"<p>{ended}. {_search_text(latest)}</p>", figure, state, *buttons, str(folder)
-
-
-def _evolve(model: Model, chosen: tuple[int, str, int], log: Path, report: Callable[[Any], None]) -> None:
-    """Runs in a thread: every evaluation is reported."""
-    from models.longrope import evolution
-    from models.longrope.fitness import NeedleFitness
-
-    scale, preset, seed = chosen
-    c = model.config
-    settings = (evolution.paper if preset == "paper" else evolution.demo)(c.rotary_dim // 2, float(scale), seed)
-    fitness = NeedleFitness(model, scale * model.window, SEARCH_PROMPTS, sparse=SPARSE_TOKENS)
-    seeds = evolution.default_seeds(c.rotary_dim, c.base, model.window, float(scale))
-    for event in evolution.search(fitness, settings, seeds, log):
-        report(event)
-
-
-def _search_text(event: Event) -> str:
-    best = event.best.fitness
-    return (
-        f'<progress max="{event.total}" value="{event.evaluated}"></progress> {event.evaluated} of {event.total} '
-        f"tables, iteration {event.iteration}, best loss {best:.3f} nats a token"
-    )
-
-
-def _table_files(model: Model, event: Event, scale: int, folder: Path) -> tuple[Path, Path]:
-    from models.longrope.tables import write_csv, write_json
-
-    best = model.scaling("longrope", scale * model.window, event.best.factors)
-    csv, json = folder / f"longrope-{scale}x.csv", folder / f"longrope-{scale}x.json"
-    csv.write_text(write_csv(best.rescale_factors))
-    json.write_text(write_json(best))
-    return csv, json
 
 
 # ---- cost and explanation ---------------------------------------------------------------------------------

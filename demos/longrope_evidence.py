@@ -6,6 +6,7 @@ Everything measured is read from `assets/longrope/evidence/*.json`, which `model
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,16 @@ import gradio as gr
 
 from demos.parts import EvidenceRow, evidence_table
 
+TITLES = {"none": "None", "pi": "PI", "ntk": "NTK", "dynamic_ntk": "Dynamic NTK", "yarn": "YaRN",
+          "longrope": "LongRoPE", "streaming": "StreamingLLM"}  # fmt: skip
+EVALUATE = "python -m models.longrope.evaluate"
+COMMANDS = {
+    "passkey": f"{EVALUATE} passkey --lengths 4096 16384",
+    "spread": f"{EVALUATE} spread --lengths 16384 65536 --trials 100",
+    "perplexity": f"{EVALUATE} perplexity --text FILE --lengths 2048 16384",
+    "search": f"{EVALUATE} search --lengths 16384 32768 65536",
+    "speed": "python tests/benchmarks/bench_longrope.py",
+}
 # Paper, figure 4 and tables 5 and 6 (specification, sections 4.2, 4.3 and 5.3).
 PAPER = (
     ("Passkey, LLaMA2-7B, 4k to 2 048k (fine-tuned at 256k)", "at least 90 % at every length"),
@@ -24,14 +35,41 @@ PAPER = (
 )
 
 
-def show_evidence(folder: Path) -> None:
-    """The paper's figures, then one table a recorded file; a file that is missing says how to make it."""
+Recorded = dict[str, Any]
+
+
+def show_evidence(folder: Path, tab: gr.Tab) -> None:
+    """The paper's figures, then a plot and a table for each recorded file; a missing file says how to make it.
+
+    Plots are drawn when `tab` is opened: nobody waits for them before.
+    """
     rows = [EvidenceRow(what, figure) for what, figure in PAPER]
     evidence_table(rows, "The paper's own figures: models fifty times larger, fine-tuned; not measured here")
-    _passkey(_read(folder, "passkey"))
-    _search(_read(folder, "search"))
-    _perplexity(_read(folder, "perplexity"))
-    _speed(_read(folder, "speed"))
+    sections: dict[str, Callable[[Recorded], None]] = {
+        "passkey": _passkey, "spread": _spread, "perplexity": _perplexity, "search": _search, "speed": _speed,
+    }  # fmt: skip
+    plots: dict[str, gr.Plot] = {}
+    for name, show in sections.items():
+        data = _read(folder, name)
+        if data is None:
+            gr.Markdown(f"Not measured yet: {name}. `{COMMANDS[name]}` records it.")
+            continue
+        plots[name] = gr.Plot(show_label=False, elem_id=f"longrope-evidence-{name}")
+        show(data)
+    if plots:
+        tab.select(lambda: _drawn(folder, list(plots)), None, list(plots.values()), api_name="longrope_evidence")
+
+
+def _drawn(folder: Path, names: list[str]) -> Any:
+    """The sections' figures; one alone stands by itself, as Gradio wants it."""
+    from demos import longrope_evidence_plots as plots
+
+    draw = {
+        "passkey": plots.passkey_figure, "spread": plots.spread_figure, "perplexity": plots.perplexity_figure,
+        "search": plots.searches_figure, "speed": plots.speed_figure,
+    }  # fmt: skip
+    figures = [draw[name](json.loads((folder / f"{name}.json").read_text())["result"]) for name in names]
+    return figures if len(figures) > 1 else figures[0]
 
 
 def _read(folder: Path, name: str) -> dict[str, Any] | None:
@@ -39,72 +77,95 @@ def _read(folder: Path, name: str) -> dict[str, Any] | None:
     return json.loads(path.read_text()) if path.exists() else None
 
 
-def _caption(text: str, data: dict[str, Any]) -> str:
+def _caption(text: str, data: Recorded) -> str:
     source = data["provenance"]
-    return f"{text} ({source['date']}, {source['machine']}: {source['command']})"
+    commands = data["result"].get("commands", [source["command"]])
+    return f"{text}. Measured here: {source['date']}, {source['machine']}; {'; '.join(commands)}"
 
 
-def _passkey(data: dict[str, Any] | None) -> None:
-    if data is None:
-        _missing("passkey accuracy", "passkey --lengths 4096 16384")
-        return
+def _share(row: Recorded) -> str:
+    low, high = row["interval"]
+    return f"{row['correct']} of {row['trials']} right (95 % interval {low:.0%} to {high:.0%})"
+
+
+def _passkey(data: Recorded) -> None:
     rows = [
         EvidenceRow(
-            f"{row['method']}, {row['length']:,} tokens, {row['mode']}, {row['kv']} cache",
+            f"{_title(row['method'])}, {row['length']:,} tokens, {row['mode']}, {row['kv']} cache",
             None,
-            f"{row['correct']} of {row['trials']} right",
-            f"95 % interval {row['interval'][0]:.0%} to {row['interval'][1]:.0%}; {row['seconds_median']:.0f} s each",
+            _share(row),
+            f"{row['seconds_median']:.0f} s each",
         )
-        for row in data["result"]["rows"]
+        for row in sorted(data["result"]["rows"], key=lambda row: row["length"])
     ]
-    evidence_table(rows, _caption(f"Passkey, {data['result']['model']}, window 8 192, no fine-tuning", data))
-
-
-def _search(data: dict[str, Any] | None) -> None:
-    if data is None:
-        _missing("the search", "search --lengths 16384 32768 65536")
-        return
-    rows = []
-    for run in data["result"]["runs"]:
-        before = ", ".join(f"{name} {value:.2f}" for name, value in run["before"].items())
-        rows.append(
-            EvidenceRow(
-                f"{run['length']:,} tokens: {before}",
-                None,
-                f"{run['after']:.2f} after {run['evaluations']} tables, {run['seconds'] / 60:.0f} min",
-            )
-        )
-    text = f"Search: {data['result']['runs'][0]['objective']}, nats a token, lower is better"
+    text = f"Passkey at full length, {data['result']['model']}, window 8 192, no fine-tuning"
     evidence_table(rows, _caption(text, data))
 
 
-def _perplexity(data: dict[str, Any] | None) -> None:
-    if data is None:
-        _missing("perplexity", "perplexity --text FILE --lengths 4096 16384")
-        return
-    rows = [
-        EvidenceRow(f"{row['method']}, {row['length']:,} tokens of {row['text']}", None, f"{row['perplexity']:.2f}")
-        for row in data["result"]["rows"]
-    ]
-    evidence_table(rows, _caption("Perplexity of the second half of one window", data))
-
-
-def _speed(data: dict[str, Any] | None) -> None:
-    if data is None:
-        gr.Markdown("Not measured yet: speed. `python tests/benchmarks/bench_longrope.py` records it.")
-        return
+def _spread(data: Recorded) -> None:
     rows = [
         EvidenceRow(
-            f"{row['tokens']:,} tokens and an answer of {data['result']['new_tokens']}, exact, {row['dtype']}",
+            f"{_title(row['method'])}, positions up to {row['length']:,}", None, _share(row),
+            f"loss of the key {row['loss']:.2f} nats a token",
+        )
+        for row in sorted(data["result"]["rows"], key=lambda row: row["length"])
+    ]  # fmt: skip
+    tokens = data["result"]["rows"][0]["tokens"]
+    text = (
+        f"Spread positions, {tokens} tokens: keys hidden in short texts whose positions stretch over the length. It "
+        "isolates what far positions do; it is no result at the full length"
+    )
+    evidence_table(rows, _caption(text, data))
+
+
+def _perplexity(data: Recorded) -> None:
+    groups: dict[int, list[Recorded]] = {}
+    for row in data["result"]["rows"]:
+        groups.setdefault(row["length"], []).append(row)
+    rows = [
+        EvidenceRow(
+            f"{length:,} tokens read", None, ", ".join(f"{_title(r['method'])} {r['perplexity']:.2f}" for r in found)
+        )
+        for length, found in sorted(groups.items())
+    ]
+    first = data["result"]["rows"][0]
+    text = (
+        f"Perplexity of the same last {first['scored']:,} tokens of Moby-Dick, factors for {first['target']:,} tokens. "
+        "Up to 8 192 the difference to None is what long factors cost short texts; readjusted, as the Passkey panel "
+        "does, it is nothing"
+    )
+    evidence_table(rows, _caption(text, data))
+
+
+def _search(data: Recorded) -> None:
+    rows = [
+        EvidenceRow(
+            f"{run['length']:,} tokens: " + ", ".join(f"{name} {value:.2f}" for name, value in run["before"].items()),
             None,
-            f"{row['ours_seconds']:.1f} s; transformers {row['transformers_seconds']:.1f} s: {row['ratio']:.2f}x",
+            f"{run['after']:.2f} after {run['evaluations']} tables",
+            run["objective"],
+        )
+        for run in data["result"]["runs"]
+    ]
+    evidence_table(rows, _caption("Searched tables, shipped; loss of the key in nats a token, lower is better", data))
+
+
+def _speed(data: Recorded) -> None:
+    rows = [
+        EvidenceRow(
+            f"{row['tokens']:,} tokens and an answer of {data['result']['new_tokens']}, exact: this engine in "
+            f"{row['ours_dtype']}, transformers in {row['transformers_dtype']}",
+            None,
+            f"{row['ratio']:.1f} times faster: {row['ours_processor_seconds']:.0f} s against "
+            f"{row['transformers_processor_seconds']:.0f} s",
             f"peak memory {row['ours_peak_gigabytes']:.1f} and {row['transformers_peak_gigabytes']:.1f} GB; "
-            f"{'the same answer' if row['same_answer'] else 'different answers'}; own target: 3x at 8k",
+            f"{'the same answer' if row['same_answer'] else 'different answers'}; own target: 3 times",
         )
         for row in data["result"]["rows"]
     ]
-    evidence_table(rows, _caption("Against transformers.generate, same weights and prompt, in turns", data))
+    text = "Against transformers.generate with SDPA, same weights and prompt, in turns, processor seconds of one thread"
+    evidence_table(rows, _caption(text, data))
 
 
-def _missing(what: str, command: str) -> None:
-    gr.Markdown(f"Not measured yet: {what}. `python -m models.longrope.evaluate {command}` records it.")
+def _title(method: str) -> str:
+    return TITLES.get(method, method)

@@ -15,7 +15,13 @@ COLOURS = {"PI": "#d97706", "NTK": "#2563eb", "YaRN": "#7c3aed", "found": "#0f76
 
 
 def heat_map(answered: Sequence[dict[str, Any]], titles: dict[str, str]) -> Figure:
-    """Share of right answers by length and depth (in fifths), one panel a method; cells say right/asked."""
+    """Share of right answers by length and depth (in fifths), one panel a method.
+
+    answered: rows with method, target, depth and either correct (bool), or trials and correct (counts). A cell says
+    right of asked, and the 95 % Wilson interval.
+    """
+    from models.longrope.retrieval import wilson
+
     methods = sorted({r["method"] for r in answered}, key=list(titles).index)
     lengths = sorted({r["target"] for r in answered})
     figure = Figure(figsize=(max(4.0, 1.6 + 2.6 * len(methods)), 3.6), layout="constrained")
@@ -24,13 +30,15 @@ def heat_map(answered: Sequence[dict[str, Any]], titles: dict[str, str]) -> Figu
         for r in answered:
             if r["method"] == method:
                 cell = min(int(r["depth"] * 5), 4), lengths.index(r["target"])
-                asked[cell] += 1
+                asked[cell] += r.get("trials", 1)
                 right[cell] += r["correct"]
         share = np.divide(right, asked, out=np.full_like(right, np.nan), where=asked > 0)
         axes.imshow(share, vmin=0, vmax=1, cmap="RdYlGn", aspect="auto")
         for (row, column), count in np.ndenumerate(asked):
             if count:
-                axes.text(column, row, f"{right[row, column]:.0f}/{count:.0f}", ha="center", va="center")
+                low, high = wilson(int(right[row, column]), int(count))
+                text = f"{right[row, column]:.0f} of {count:.0f}\n{low:.0%} to {high:.0%}"
+                axes.text(column, row, text, ha="center", va="center", fontsize=9)
         axes.set_title(titles[method])
         axes.set_xticks(range(len(lengths)), [f"{n // 1024}k" if n >= 1024 else str(n) for n in lengths])
         axes.set_yticks(range(5), ["0-20 %", "20-40 %", "40-60 %", "60-80 %", "80-100 %"])

@@ -93,8 +93,8 @@ def passkey_summary(rows: Iterable[dict[str, Any]]) -> dict[str, Any]:
 def spread(model: Model, args: argparse.Namespace) -> None:
     """Many short prompts whose positions are spread over a length: whether far positions still work, and nothing else.
 
-    Few tokens mean little for attention to be lost among, so these are no results at the full length. The answer is
-    right where every token of the key is the likeliest after those before it, as greedy decoding would have it.
+    Few tokens mean little for attention to be lost among, so these are no results at the full length. A key is right
+    where each of its digits is the likeliest after those before it.
     """
     log = _Log(args.runs / "spread.jsonl")
     for length, method in itertools.product(args.lengths, args.methods):
@@ -104,8 +104,8 @@ def spread(model: Model, args: argparse.Namespace) -> None:
             if log.has(place):
                 continue
             prompt = make_prompt(model, args.sparse, (trial + 0.5) / args.trials, SCORED_SEED + trial)
-            ids = [*prompt.ids, *model.encode(f" {prompt.key}")]
-            losses, likeliest = model.engine.forced(ids, prompt.length, rope, Reading(jumps=prompt.spread(length)))
+            reading = Reading(jumps=prompt.spread(length))
+            losses, likeliest = model.engine.forced(*prompt.answered(model), rope, reading)
             log.add({**place, "seed": prompt.seed, "correct": bool(likeliest.all()), "loss": float(losses.mean())})
         print(label, length, spread_summary(log.rows)[-1], flush=True)
         path = args.out or EVIDENCE / "spread.json"
@@ -221,8 +221,8 @@ def main() -> None:
     parser.add_argument("--target", type=int, help="length of the factors (perplexity); the longest if not given")
     parser.add_argument("--skip", type=int, default=20_000, help="tokens of the text left out at its beginning")
     parser.add_argument("--scored", type=int, default=1024, help="last tokens whose perplexity is measured")
-    parser.add_argument("--prompts", type=int, default=2, help="prompts the search reads for each table")
-    parser.add_argument("--sparse", type=int, default=400, help="tokens of each sparse prompt (search, spread)")
+    parser.add_argument("--prompts", type=int, default=6, help="prompts the search reads for each table")
+    parser.add_argument("--sparse", type=int, default=256, help="tokens of each sparse prompt (search, spread)")
     parser.add_argument("--seed", type=int, default=42, help="of the search")
     parser.add_argument("--tier", default="embedded")
     parser.add_argument("--path", type=Path, help="model folder (official tier)")

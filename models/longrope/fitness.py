@@ -16,7 +16,7 @@ from models.longrope.retrieval import make_prompt
 
 
 class NeedleFitness:
-    """Mean negative log-likelihood (nats a token) of the right answers to `prompts` passkey prompts.
+    """Mean negative log-likelihood (nats a token) of the keys of `prompts` passkey prompts.
 
     Depths are spread evenly; seeds `seed, seed + 1, ...` must differ from those that are scored later.
 
@@ -45,14 +45,13 @@ class NeedleFitness:
         for i, depth in enumerate(depths):
             prompt = make_prompt(model, sparse or length, depth, seed + i)
             jumps = prompt.spread(length) if sparse else ()
-            self.prompts.append((prompt, model.encode(f" {prompt.key}"), replace(self.reading, jumps=jumps)))
+            self.prompts.append((prompt, replace(self.reading, jumps=jumps)))
 
     def __call__(self, factors: Sequence[float], n_hat: int = 0) -> float:
         rope = self.model.scaling("longrope", self.length, factors, self.magnitude, n_hat)
         total = count = 0.0
-        for prompt, answer, reading in self.prompts:
-            ids = [*prompt.ids, *answer]
-            losses = self.model.engine.losses(ids, prompt.length, rope, reading, self.progress)
+        for prompt, reading in self.prompts:
+            losses = self.model.engine.losses(*prompt.answered(self.model), rope, reading, self.progress)
             total, count = total + float(losses.sum()), count + len(losses)
         return total / count
 

@@ -27,7 +27,6 @@ NEEDLE = "The pass key is {key}. Remember it. {key} is the pass key."
 QUESTION = "What is the pass key? The pass key is"
 SHORTEST = 256
 ANSWER_TOKENS = 10
-SPEED_PROBE = 256  # tokens
 
 
 @dataclass(frozen=True)
@@ -54,6 +53,12 @@ class Prompt:
         before, end = round(missing * self.depth), self.length - self.question_tokens
         jumps = ((first // 2, before), ((last + end) // 2, missing - before))
         return tuple((at, count) for at, count in jumps if count)
+
+    def answered(self, model: Model) -> tuple[list[int], int]:
+        """The prompt with its right answer, and which token begins the key: for digits the one after the space."""
+        answer = model.encode(f" {self.key}")
+        before = len(answer) - len(self.key) if self.key.isdecimal() else 0  # a digit is a token
+        return [*self.ids, *answer], self.length + before
 
     def excerpt(self, model: Model, around: int = 160) -> tuple[str, str, str]:
         """Up to `around` characters before the needle, the needle, and as many after it."""
@@ -177,15 +182,8 @@ def wilson(correct: int, trials: int) -> tuple[float, float]:
     return max(0.0, (middle - spread) / (1 + z * z / trials)), min(1.0, (middle + spread) / (1 + z * z / trials))
 
 
-def estimate_seconds(model: Model, length: int, reading: Reading) -> float:
-    """A rough time for reading `length` tokens, from this machine's speed on a few hundred."""
-    probe = _flop(model, SPEED_PROBE, Reading())
-    started = time.perf_counter()
-    model.complete([0] * SPEED_PROBE, 1)
-    return _flop(model, length, reading) / probe * (time.perf_counter() - started)
-
-
-def _flop(model: Model, length: int, reading: Reading) -> float:
+def work(model: Model, length: int, reading: Reading) -> float:
+    """Floating-point operations to read `length` tokens."""
     c = model.config
     pairs = sum(
         (p.stop - p.start) * (sum(high - low for low, high in p.visible) + (p.stop - p.start) / 2)
@@ -208,10 +206,13 @@ def _filling(
     if not haystack.strip():
         raise BadInput("Your text is empty. Paste some, upload a .txt file, or use the standard filler.")
     tokens = model.encode("\n" + haystack.strip())
-    notes: tuple[str, ...] = ()
     if len(tokens) < room:
         notes = (f"Your text has {len(tokens):,} tokens; it is repeated to fill {room:,}.",)
         tokens = tokens * (room // len(tokens) + 1)
+    else:
+        notes = (
+            f"Your text has {len(tokens):,} tokens; the first {room:,} are read. Choose a longer context for more.",
+        )
     tokens = tokens[:room]
     cut = _sentence_end(model, tokens, round(depth * len(tokens)))
     return tokens[:cut], tokens[cut:], notes

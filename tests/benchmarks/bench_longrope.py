@@ -1,10 +1,11 @@
 """Reading a prompt and answering: this engine against `transformers.generate`, same weights, same prompt, one run.
 
     pip install transformers==5.23.0
-    python tests/benchmarks/bench_longrope.py --lengths 2048 8192 --out assets/longrope/evidence/speed.json
+    OMP_NUM_THREADS=1 python tests/benchmarks/bench_longrope.py --lengths 8192 --out assets/longrope/evidence/speed.json
 
 Each measurement is a process of its own, so that peak memory is its own; they alternate, and the best of `--repeats`
-counts. Greedy answers are compared.
+counts. transformers runs in float32 and in the number format this engine takes here. Ratios are of processor seconds:
+on one thread they hold on a busy machine too. Greedy answers are compared. What was measured before is kept.
 """
 
 import argparse
@@ -29,20 +30,18 @@ def ours(length: int) -> dict:
     model = longrope.load(device="cpu")
     ids = make_prompt(model, length, 0.5, 0).ids
     model.complete(ids[:256], 2)  # warm-up
-    started = time.perf_counter()
-    answer = model.complete(ids, NEW_TOKENS)
-    seconds = time.perf_counter() - started
-    return {"tokens": len(ids), "seconds": seconds, "dtype": model.engine.dtype, "answer": answer.completion.ids}
+    with Clock() as clock:
+        answer = model.complete(ids, NEW_TOKENS)
+    return {"tokens": len(ids), **clock.read, "dtype": model.engine.dtype, "answer": answer.completion.ids}
 
 
-def theirs(length: int) -> dict:
+def theirs(length: int, dtype: str) -> dict:
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
     from models import longrope
     from models.longrope import gguf
     from models.longrope.retrieval import make_prompt
-    from models.runtime import choose_device
     from models.weights import resolve
 
     words = longrope.load(device="cpu")
@@ -57,18 +56,31 @@ def theirs(length: int) -> dict:
     )  # fmt: skip
     model = LlamaForCausalLM(config).eval()
     model.load_state_dict(tensors, strict=False)
-    dtype = choose_device("cpu").dtype
     model = model.to(getattr(torch, dtype))
     options = {"do_sample": False, "eos_token_id": None, "pad_token_id": 0}
     model.generate(ids[:, :256], max_new_tokens=2, **options)  # warm-up
-    started = time.perf_counter()
-    out = model.generate(ids, max_new_tokens=NEW_TOKENS, **options)
-    seconds = time.perf_counter() - started
-    return {"tokens": ids.shape[1], "seconds": seconds, "dtype": dtype, "answer": out[0, ids.shape[1] :].tolist()}
+    with Clock() as clock:
+        out = model.generate(ids, max_new_tokens=NEW_TOKENS, **options)
+    return {"tokens": ids.shape[1], **clock.read, "dtype": dtype, "answer": out[0, ids.shape[1] :].tolist()}
+
+
+class Clock:
+    """Seconds and processor seconds of a block."""
+
+    def __enter__(self) -> "Clock":
+        self.started = time.perf_counter(), time.process_time()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        wall, processor = self.started
+        self.read = {
+            "seconds": time.perf_counter() - wall,
+            "processor_seconds": time.process_time() - processor,
+        }
 
 
 def measured(which: str, length: int) -> dict:
-    """One run in a process of its own."""
+    """One run in a process of its own; `which` is ours or a dtype of transformers."""
     command = [sys.executable, __file__, "--one", which, "--lengths", str(length)]
     done = subprocess.run(command, check=True, capture_output=True, text=True, cwd=ROOT, env=os.environ)
     return json.loads(done.stdout.splitlines()[-1])
@@ -78,30 +90,36 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--lengths", type=int, nargs="+", default=[2048, 8192])
     parser.add_argument("--repeats", type=int, default=2)
-    parser.add_argument("--one", choices=("ours", "theirs"), help=argparse.SUPPRESS)
+    parser.add_argument("--dtypes", nargs="+", default=["bfloat16", "float32"], help="of transformers")
+    parser.add_argument("--one", help=argparse.SUPPRESS)
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
     if args.one:
-        result = {"ours": ours, "theirs": theirs}[args.one](args.lengths[0])
+        length = args.lengths[0]
+        result = ours(length) if args.one == "ours" else theirs(length, args.one)
         result["peak_gigabytes"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
         print(json.dumps(result))
         return
     from models.records import record
 
-    rows = []
+    kept = json.loads(args.out.read_text())["result"]["rows"] if args.out and args.out.exists() else []
     for length in args.lengths:
-        runs = [(measured("ours", length), measured("theirs", length)) for _ in range(args.repeats)]
-        best = [min((pair[i] for pair in runs), key=lambda r: r["seconds"]) for i in (0, 1)]
-        ratio = best[1]["seconds"] / best[0]["seconds"]
-        rows.append(
-            {"tokens": best[0]["tokens"], "dtype": best[0]["dtype"], "ours_seconds": best[0]["seconds"],
-             "transformers_seconds": best[1]["seconds"], "ratio": ratio,
-             "same_answer": best[0]["answer"] == best[1]["answer"],
-             "ours_peak_gigabytes": best[0]["peak_gigabytes"], "transformers_peak_gigabytes": best[1]["peak_gigabytes"]}
-        )  # fmt: skip
-        print({k: round(v, 2) if isinstance(v, float) else v for k, v in rows[-1].items()}, flush=True)
-    if args.out:
-        record(args.out, {"new_tokens": NEW_TOKENS, "rows": rows})
+        rounds = [[measured(which, length) for which in ("ours", *args.dtypes)] for _ in range(args.repeats)]
+        mine, *others = [min(runs, key=lambda r: r["processor_seconds"]) for runs in zip(*rounds, strict=True)]
+        for other in others:
+            row = {
+                "tokens": mine["tokens"],
+                "threads": int(os.environ.get("OMP_NUM_THREADS", os.cpu_count() or 1)),
+                "ratio": other["processor_seconds"] / mine["processor_seconds"],
+                "same_answer": mine["answer"] == other["answer"],
+                **{f"ours_{k}": v for k, v in mine.items() if k not in ("tokens", "answer")},
+                **{f"transformers_{k}": v for k, v in other.items() if k not in ("tokens", "answer")},
+            }
+            print({k: round(v, 2) if isinstance(v, float) else v for k, v in row.items()}, flush=True)
+            same = ("tokens", "transformers_dtype", "threads")
+            kept = [old for old in kept if any(old.get(k) != row[k] for k in same)] + [row]
+        if args.out:
+            record(args.out, {"new_tokens": NEW_TOKENS, "rows": sorted(kept, key=lambda row: row["tokens"])})
 
 
 if __name__ == "__main__":

@@ -67,6 +67,32 @@ def test_a_table_of_ones_own_is_used(client, factor, found):
         assert rows[0][6] == found  # the newest answer is the first row
 
 
+def test_a_falling_table_is_used_with_a_note(client):
+    prompt, *_ = ask(client, methods=["longrope"], table="1\n" * 30 + "2\n1\n")
+    assert "falls at pair 31" in prompt
+
+
+def test_a_published_table_fills_the_box_and_must_fit_the_model(client):
+    table = client.predict("ft_la2_128k", api_name="/longrope_published")
+    assert len(table.split()) == 64
+    with pytest.raises(AppError, match="needs 32"):
+        ask(client, power=14, methods=["longrope"], table=table)
+    assert client.predict("", api_name="/longrope_published") == ""
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{0: 3}, {1: "free"}, {2: None}, {3: "speed"}, {3: "text", 4: "too short"}],
+    ids=str,
+)
+def test_bad_searches_get_a_message(client, changes):
+    settings = [4, "demo", 42, "needle", "", False]
+    for index, value in changes.items():
+        settings[index] = value
+    with pytest.raises((AppError, ValueError)):
+        client.predict(*settings, api_name="/longrope_search")
+
+
 def test_cost_of_two_million_tokens(client):
     text = client.predict("LLaMA-2-7B", 21, "bfloat16", "A100 80 GB", 8, api_name="/longrope_cost")
     assert "1,024.0 GiB" in text  # the specification's figure

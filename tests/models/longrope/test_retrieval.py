@@ -148,7 +148,7 @@ def test_fitness_tells_a_good_table_from_a_broken_one(model):
     fitness = NeedleFitness(model, 400, prompts=1)
     assert fitness([1.0] * 32) < 0.5 < fitness([40.0] * 32)  # nats a token; a sure right answer costs nearly none
     far = NeedleFitness(model, 4096, prompts=1, sparse=400)
-    assert sum(count for _, count in far.prompts[0][2].jumps) == 4096 - far.prompts[0][0].length
+    assert sum(count for _, count in far.prompts[0][1].jumps) == 4096 - far.prompts[0][0].length
     assert far([1.0] * 32) < 0.5 < far([40.0] * 32)
     plain = PerplexityFitness(model, " ".join(["It was the best of times, it was the worst of times."] * 40), 256)
     assert plain([1.0] * 32) < plain([40.0] * 32)
@@ -170,6 +170,15 @@ def test_a_spread_prompt_stands_as_in_a_long_text(model):
     assert at[-1] == 65_535 and abs(at[prompt.needle[0]] / 65_536 - 0.25) < 0.01
     assert (at[-prompt.question_tokens :] == range(65_536 - prompt.question_tokens, 65_536)).all()
     assert prompt.spread(prompt.length) == ()
+
+
+def test_the_key_begins_after_the_space(model):
+    prompt = make_prompt(model, 300, 0.5, 2)
+    ids, first = prompt.answered(model)
+    assert model.decode(ids[first:]) == prompt.key and model.decode(ids[prompt.length : first]) == " "
+    own = make_prompt(model, 300, 0.5, 2, needle="Anna hid it in the clock.", question="It is in the", key="clock")
+    ids, first = own.answered(model)
+    assert model.decode(ids[first:]) == " clock"
 
 
 def test_forced_decoding_is_greedy_decoding(model):

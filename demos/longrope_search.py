@@ -1,0 +1,193 @@
+"""The LongRoPE tab's Search panel: the evolutionary search over rescale factors, live."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from hashlib import sha256
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import gradio as gr
+
+from demos import parts
+from models.errors import BadInput, Cancelled
+from models.runtime import Handle
+
+if TYPE_CHECKING:
+    from models.longrope.evolution import Event, Fitness
+    from models.longrope.pipeline import Model
+
+SCALES = (2, 4, 8)
+PRESETS = {"demo": "Demo: 152 tables", "paper": "Paper: 1 344 tables"}
+OBJECTIVES = {
+    "needle": "Loss of the hidden key (LongRoPE2's)",
+    "text": "Loss of a text of yours (LongRoPE's perplexity)",
+}
+SPARSE_TOKENS, PROMPTS = 256, 4
+LONGEST_TEXT = 1_000_000  # characters
+REDRAW_SECONDS = 2.0
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """What the controls hold, checked: over the API anything can arrive."""
+
+    scale: int
+    preset: str
+    seed: int
+    objective: str
+    text: str
+    n_hat: bool
+
+    @classmethod
+    def of(cls, values: tuple[Any, ...]) -> Chosen:
+        scale, preset, seed, objective, text, n_hat = values
+        if scale not in SCALES or preset not in PRESETS or objective not in OBJECTIVES:
+            raise BadInput(
+                f"Choose a scale of {', '.join(map(str, SCALES))}, the preset demo or paper, and needle or text."
+            )
+        try:
+            number = int(seed)
+        except (TypeError, ValueError, OverflowError) as error:
+            raise BadInput("The seed is not a whole number. Type one, such as 42.") from error
+        return cls(int(scale), preset, number, objective, str(text or ""), bool(n_hat))
+
+    @property
+    def log_name(self) -> str:
+        """Another search, another log."""
+        text = sha256(self.text.encode()).hexdigest()[:8] if self.objective == "text" else "needle"
+        return f"search-{self.scale}-{self.preset}-{self.seed}-{text}{'-n' if self.n_hat else ''}.jsonl"
+
+    def fitness(self, model: Model) -> Fitness:
+        from models.longrope.fitness import NeedleFitness, PerplexityFitness
+
+        length = self.scale * model.window
+        if self.objective == "text":
+            return PerplexityFitness(model, self.text, length, PROMPTS, sparse=SPARSE_TOKENS)
+        return NeedleFitness(model, length, PROMPTS, sparse=SPARSE_TOKENS)
+
+
+def search_tab(handle: Handle, table: gr.Textbox, kept: gr.Number, jobs: dict[str, Any]) -> None:
+    """Lays out the panel. table, kept: where a found table and n-hat go. jobs: the queue long runs share."""
+    with gr.Row(equal_height=False):
+        with gr.Column(scale=1, min_width=280):
+            scale = gr.Radio([(f"{s}x: {8 * s}k", s) for s in SCALES], value=4, label="Extend the window")
+            preset = gr.Radio([(title, name) for name, title in PRESETS.items()], value="demo", label="Preset")
+            with gr.Row():
+                run = gr.Button("Search", variant="primary", elem_id="longrope-search")
+                stop = gr.Button("Stop", variant="stop", elem_id="longrope-search-stop")
+            gr.Markdown(
+                f"Pressing Search again goes on where it stopped. A table is scored on {PROMPTS} prompts of "
+                f"{SPARSE_TOKENS} tokens whose positions are spread over the whole length: cheap enough to watch. "
+                "Check a found table on whole prompts with the Passkey tab."
+            )
+            with gr.Accordion("More", open=False):
+                objective = gr.Radio(
+                    [(title, name) for name, title in OBJECTIVES.items()], value="needle", label="What is minimised"
+                )
+                text = gr.Textbox("", lines=4, label="A text of yours", max_length=LONGEST_TEXT)
+                n_hat = gr.Checkbox(False, label="Then search n-hat, the first tokens that keep their angles")
+                seed = gr.Number(42, precision=0, label="Seed")
+            use = gr.Button("Use the best table in Passkey", elem_id="longrope-use")
+            with gr.Row():
+                csv = gr.DownloadButton("CSV", interactive=False, elem_id="longrope-csv")
+                json = gr.DownloadButton("JSON for transformers", interactive=False, elem_id="longrope-json")
+        with gr.Column(scale=3):
+            progress = gr.HTML("<p>Seeds are PI, NTK and YaRN; children must beat them.</p>", elem_id="longrope-found")
+            plot = gr.Plot(label="Best loss so far, and the factors", elem_id="longrope-search-plot")
+    found = gr.State(None, time_to_live=3600)
+    logs = gr.State(None, time_to_live=3600)  # a private folder: the search's log outlives a stop
+    cancel = parts.cancel_by(stop, "longrope_search_stop")
+
+    @parts.user_errors
+    def search_factors(cancel: parts.Cancel, logs: str | None, *values: Any) -> Iterator[tuple[Any, ...]]:
+        chosen = Chosen.of(values)
+        cancel["asked"] = False
+        folder = logs or str(parts.private_folder())
+        yield from _search(handle, chosen, Path(folder), cancel)
+
+    run.click(
+        search_factors, [cancel, logs, scale, preset, seed, objective, text, n_hat],
+        [progress, plot, found, csv, json, logs], **jobs,
+        api_name="longrope_search", show_progress="minimal", show_progress_on=progress,
+    )  # fmt: skip
+
+    @parts.user_errors
+    def use_table(found: dict | None) -> tuple[str, int]:
+        if found is None:
+            raise BadInput("There is no table yet. Press Search first.")
+        return found["csv"], found["n_hat"]
+
+    use.click(use_table, found, [table, kept], api_name="longrope_use_table")
+
+
+def _search(handle: Handle, chosen: Chosen, folder: Path, cancel: parts.Cancel) -> Iterator[tuple[Any, ...]]:
+    from demos.longrope_plots import search_figure
+
+    nothing = (gr.skip(),) * 5
+    yield "<p>Loading the model</p>", *nothing[:4], str(folder)
+    curve: list[float] = []
+    latest: Event | None = None
+    drawn, ended = 0.0, "Done"
+    with handle.use(gr.Progress()) as model:
+        try:
+            work = parts.streamed(lambda report: _evolve(model, chosen, folder / chosen.log_name, report), cancel)
+            for latest in work:
+                curve.append(latest.best.fitness)
+                text = _search_text(latest)
+                if time.monotonic() - drawn > REDRAW_SECONDS:
+                    drawn = time.monotonic()
+                    yield text, search_figure(curve, latest.best.factors, model, chosen.scale), *nothing[:4]
+                elif not latest.replayed:
+                    yield text, *nothing
+        except Cancelled:
+            ended = "Stopped; Search goes on from here"
+        if latest is None:
+            yield f"<p>{ended}.</p>", *nothing
+            return
+        figure = search_figure(curve, latest.best.factors, model, chosen.scale)
+        csv, json = _table_files(model, latest, chosen.scale, folder)
+    state = {"csv": csv.read_text(), "n_hat": latest.best.n_hat}
+    buttons = (
+        gr.DownloadButton(value=str(csv), interactive=True),
+        gr.DownloadButton(value=json and str(json), interactive=json is not None),
+    )
+    yield f"<p>{ended}. {_search_text(latest)}</p>", figure, state, *buttons, str(folder)
+
+
+def _evolve(model: Model, chosen: Chosen, log: Path, report: Callable[[Any], None]) -> None:
+    """Runs in a thread: every evaluation is reported."""
+    from models.longrope import evolution
+
+    c = model.config
+    preset = evolution.paper if chosen.preset == "paper" else evolution.demo
+    settings = preset(c.rotary_dim // 2, float(chosen.scale), chosen.seed)
+    if chosen.n_hat:
+        settings = replace(settings, n_hat_options=evolution.N_HAT_OPTIONS)
+    seeds = evolution.default_seeds(c.rotary_dim, c.base, model.window, float(chosen.scale))
+    for event in evolution.search(chosen.fitness(model), settings, seeds, log):
+        report(event)
+
+
+def _search_text(event: Event) -> str:
+    best = event.best
+    n_hat = f", n-hat {best.n_hat}" if best.n_hat else ""
+    return (
+        f'<progress max="{event.total}" value="{event.evaluated}"></progress> {event.evaluated} of {event.total} '
+        f"tables, iteration {event.iteration}, best loss {best.fitness:.3f} nats a token{n_hat}"
+    )
+
+
+def _table_files(model: Model, event: Event, scale: int, folder: Path) -> tuple[Path, Path | None]:
+    """The best table as CSV and as JSON, which has no place for n-hat."""
+    from models.longrope.tables import write_csv, write_json
+
+    best = model.scaling("longrope", scale * model.window, event.best.factors, n_hat=event.best.n_hat)
+    csv, json = folder / f"longrope-{scale}x.csv", folder / f"longrope-{scale}x.json"
+    csv.write_text(write_csv(best.rescale_factors))
+    if best.n_hat:
+        return csv, None
+    json.write_text(write_json(best))
+    return csv, json

@@ -1,0 +1,68 @@
+"""Every figure of the Evidence panel from rows as the evaluation writes them, and from what is recorded."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from demos import longrope_evidence_plots as plots
+from models.longrope.evaluate import passkey_summary, spread_summary
+
+RECORDED = Path(__file__).resolve().parents[2] / "assets" / "longrope" / "evidence"
+DRAW = {
+    "passkey": plots.passkey_figure,
+    "spread": plots.spread_figure,
+    "perplexity": plots.perplexity_figure,
+    "search": plots.searches_figure,
+    "speed": plots.speed_figure,
+}
+
+
+def trial(method: str, length: int, depth: float, correct: bool) -> dict:
+    return {"method": method, "mode": "exact", "kv": "bfloat16", "target": length, "length": length, "depth": depth,
+            "tokens": 256, "correct": correct, "loss": 0.1, "seconds": 1.0}  # fmt: skip
+
+
+TRIALS = [trial(m, n, d, d > 0.3) for m in ("none", "longrope") for n in (4096, 16384) for d in (0.1, 0.5, 0.9)]
+
+
+def words(figure) -> str:
+    """All text in a figure."""
+    return " ".join(text.get_text() for axes in figure.axes for text in [*axes.texts, axes.title])
+
+
+def test_passkey_cells_say_their_interval():
+    figure = plots.passkey_figure(passkey_summary(TRIALS))
+    assert [axes.get_title() for axes in figure.axes] == ["None", "LongRoPE"]
+    assert "0 of 1\n0% to 79%" in words(figure) and "1 of 1\n21% to 100%" in words(figure)
+
+
+def test_spread_lines_have_intervals():
+    (axes,) = plots.spread_figure({"rows": spread_summary(TRIALS)}).axes
+    assert len(axes.containers) == 2 and axes.get_legend() is not None
+    assert [round(float(y), 2) for y in axes.containers[0].lines[0].get_ydata()] == [0.67, 0.67]
+
+
+def test_perplexity_has_a_line_a_method():
+    rows = [
+        {"method": m, "length": n, "target": 8192, "perplexity": n / 100} for m in ("none", "pi") for n in (64, 128)
+    ]
+    (axes,) = plots.perplexity_figure({"rows": rows}).axes
+    assert [line.get_label() for line in axes.lines] == ["None", "PI", "trained window"]
+
+
+def test_speed_bars_are_in_seconds():
+    row = {"tokens": 8180, "ours_dtype": "bfloat16", "ours_processor_seconds": 10.0}
+    rows = [row | {"transformers_dtype": d, "transformers_processor_seconds": s}
+            for d, s in (("bfloat16", 20.0), ("float32", 30.0))]  # fmt: skip
+    figure = plots.speed_figure({"rows": rows})
+    assert all(f" {seconds} s" in words(figure) for seconds in (10, 20, 30))
+
+
+@pytest.mark.parametrize("name", DRAW)
+def test_what_is_recorded_can_be_drawn(name):
+    path = RECORDED / f"{name}.json"
+    if path.exists():
+        figure = DRAW[name](json.loads(path.read_text())["result"])
+        figure.canvas.draw()
+        assert figure.axes
