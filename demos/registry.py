@@ -78,6 +78,20 @@ DEMOS: tuple[Demo, ...] = (
         ),
         build="demos.longrope:build",
     ),
+    Demo(
+        slug="sdxl_lightning",
+        title="SDXL-Lightning",
+        paper="Lin, Wang, Yang: SDXL-Lightning: Progressive Adversarial Diffusion Distillation. 2024, arXiv 2402.13929",
+        url="https://arxiv.org/abs/2402.13929",
+        claims=(
+            "A text-to-image diffusion model can be distilled to draw 1024-pixel pictures in 1, 2, 4 or 8 steps.",
+            "Students learned with squared error alone blur; an adversarial loss in latent space keeps them sharp.",
+            "The discriminator is the diffusion network's own encoder, and knows the start of the jump it judges.",
+            "Progressive and adversarial together balance quality and variety.",
+            "Students come as full networks, and for 2, 4 and 8 steps as LoRAs that work on other base models.",
+        ),
+        build="demos.sdxl_lightning:build",
+    ),
 )
 
 

@@ -34,6 +34,7 @@ def loader(
     """What the model runtime calls to load a tier; see `models.sdxl_lightning.tiers`."""
 
     def load(report: Progress, device: Device) -> LoadedModel[Family]:
+        report(0.05, "Importing diffusers")
         from models.sdxl_lightning import tiers  # imports torch: not before somebody needs a picture
 
         return tiers.load(report, device, tier, folder)

@@ -85,11 +85,12 @@ class Order:
 
 @dataclass
 class Seconds:
-    """Where the time went."""
+    """Where the time went; previews are not part of the total."""
 
     text: float = 0.0
     network: float = 0.0
     decode: float = 0.0
+    previews: float = 0.0
 
     @property
     def total(self) -> float:
@@ -187,9 +188,9 @@ class Family:
             for i, part in enumerate(shares.split(BATCH // 2)):
                 seeds = [order.seed] * len(part)
                 mixed = start.mixed(end, part)
-                clean = self._denoise(
-                    order, seeds, mixed, Seconds(), self._report(on_step, i, -(-frames // (BATCH // 2)))
-                )
+                seconds = Seconds()
+                report = self._report(on_step, i, -(-frames // (BATCH // 2)), seconds)
+                clean = self._denoise(order, seeds, mixed, seconds, report)
                 yield from self.decode(clean)
 
     def checked(self, order: Order) -> Order:
@@ -284,7 +285,7 @@ class Family:
         batches = [seeds[i : i + BATCH] for i in range(0, len(seeds), BATCH)]
         images: list[Image.Image] = []
         for i, batch in enumerate(batches):
-            report = self._report(on_step, i, len(batches))
+            report = self._report(on_step, i, len(batches), seconds)
             clean = self._denoise(order, batch, condition.repeated(len(batch)), seconds, report)
             started = time.perf_counter()
             images += [Image.fromarray(pixels) for pixels in self.decode(clean)]
@@ -302,7 +303,7 @@ class Family:
         network, _ = self.network(order)
         if self.activate is not None:
             self.activate(network)
-        started = time.perf_counter()
+        started, previews = time.perf_counter(), seconds.previews
         is_teacher = order.network == TEACHER
         fresh = (
             schedulers.teacher_scheduler(self.base)
@@ -327,7 +328,7 @@ class Family:
             network, plan, x, condition, extra=self._extra(condition, order.size), guidance=guidance, dtype=self.dtype,
             on_step=on_step,
         )  # fmt: skip
-        seconds.network += time.perf_counter() - started
+        seconds.network += time.perf_counter() - started - (seconds.previews - previews)
         return clean
 
     def _extra(self, condition: Conditioning, size: tuple[int, int]) -> dict[str, Tensor] | None:
@@ -338,12 +339,14 @@ class Family:
         ids = torch.tensor([[size[1], size[0], 0, 0, size[1], size[0]]], device=condition.pooled.device)
         return {"text_embeds": condition.pooled, "time_ids": ids.float().repeat(len(condition.pooled), 1)}
 
-    def _report(self, on_step: OnStep | None, batch: int, batches: int) -> sampling.OnStep | None:
+    def _report(self, on_step: OnStep | None, batch: int, batches: int, seconds: Seconds) -> sampling.OnStep | None:
         if on_step is None:
             return None
 
         def report(done: int, steps: int, clean: Tensor) -> None:
+            started = time.perf_counter()
             on_step(batch * steps + done, batches * steps, lambda: self.preview(clean[:1]))
+            seconds.previews += time.perf_counter() - started
 
         return report
 

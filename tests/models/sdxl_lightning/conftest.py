@@ -1,6 +1,7 @@
 """Tiny pipelines of the real classes with random weights; the tokenizers are made here, so nothing is fetched."""
 
 import string
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -30,6 +31,15 @@ from models.sdxl_lightning.schedule import scheduler_config
 from models.sdxl_lightning.schedulers import SDXL_BASE
 
 WORDS = ("a", "apple", "blue", "red", "cat", "dog", "with", "and", "two", "pears", "on", "background", "pink", "fox")
+
+
+@pytest.fixture(autouse=True, scope="package")
+def one_thread() -> Iterator[None]:
+    """Threads only wait for one another here."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 def clip_tokenizer(pad: str = "<|endoftext|>") -> CLIPTokenizer:

@@ -1,0 +1,164 @@
+"""Seeds and walks: many pictures of one prompt, and the way from one prompt to another as a film."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from fractions import Fraction
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import gradio as gr
+
+from demos import parts
+from demos.sdxl_lightning_parts import (
+    JOBS,
+    STEP_CHOICES,
+    Studio,
+    bar,
+    caption,
+    keep,
+    prompt_box,
+    said,
+    seed_of,
+    steps_of,
+    whole,
+)
+from models.errors import Cancelled
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from models.sdxl_lightning.pipeline import Family, Order
+
+GRID, WALK_STEPS, FRAMES, MOST_FRAMES, RATE = 16, 2, 25, 64, 10
+TOWARDS = {"embedded": "a red pear", "official": "a snowy owl, photograph"}
+
+
+def seeds_and_walks_tab(studio: Studio) -> None:
+    gr.Markdown("### Seeds: one prompt, many pictures")
+    with gr.Row(equal_height=False):
+        with gr.Column(scale=1, min_width=300):
+            prompt = prompt_box(studio, "sdxl_lightning-seeds-prompt")
+            steps = gr.Radio(STEP_CHOICES, value=4, label="Steps")
+            first = gr.Number(0, precision=0, label="First seed")
+            count = gr.Slider(4, 64, GRID, step=4, label="Pictures")
+            with gr.Row():
+                run = gr.Button("Draw them", variant="primary", elem_id="sdxl_lightning-seeds-run")
+                stop = gr.Button("Cancel", variant="stop", elem_id="sdxl_lightning-seeds-cancel")
+            under = gr.HTML(elem_id="sdxl_lightning-seeds-said")
+        with gr.Column(scale=2, min_width=360):
+            grid = gr.Gallery(
+                label="One picture a seed", columns=4, height=480, interactive=False, object_fit="contain",
+                elem_id="sdxl_lightning-seeds-grid", buttons=["download", "download_all", "fullscreen"],
+            )  # fmt: skip
+    gr.Markdown("### Walk: from one prompt to another, with the same noise")
+    with gr.Row(equal_height=False):
+        with gr.Column(scale=1, min_width=300):
+            start = prompt_box(studio, "sdxl_lightning-walk-from", "From")
+            end = prompt_box(studio, "sdxl_lightning-walk-to", "To", TOWARDS[studio.tier])
+            walk_steps = gr.Radio(STEP_CHOICES, value=WALK_STEPS, label="Steps")
+            seed = gr.Number(0, precision=0, label="Seed")
+            frames = gr.Slider(5, MOST_FRAMES, FRAMES, step=1, label="Pictures on the way")
+            with gr.Row():
+                walk = gr.Button("Walk", variant="primary", elem_id="sdxl_lightning-walk-run")
+                halt = gr.Button("Cancel", variant="stop", elem_id="sdxl_lightning-walk-cancel")
+            walked = gr.HTML(elem_id="sdxl_lightning-walk-said")
+        with gr.Column(scale=2, min_width=360):
+            film = gr.Video(
+                label="The way there and back", interactive=False, height=420, autoplay=True, loop=True,
+                elem_id="sdxl_lightning-walk-film",
+            )  # fmt: skip
+            gif = gr.DownloadButton("Download as GIF", interactive=False, elem_id="sdxl_lightning-walk-gif")
+
+    cancel = parts.cancel_by(stop, "sdxl_lightning_seeds_cancel")
+    cancel_walk = parts.cancel_by(halt, "sdxl_lightning_walk_cancel")
+
+    @parts.user_errors
+    def draw_seeds(cancel: parts.Cancel, prompt: str, steps: Any, first: Any, count: Any) -> Iterator[tuple[Any, ...]]:
+        cancel["asked"] = False
+        yield from _seeds(studio, (prompt, steps, first, count), cancel)
+
+    @parts.user_errors
+    def walk_prompts(cancel: parts.Cancel, *values: Any) -> Iterator[tuple[Any, ...]]:
+        cancel["asked"] = False
+        yield from _walk(studio, values, cancel)
+
+    run.click(
+        draw_seeds, [cancel, prompt, steps, first, count], [under, grid], api_name="sdxl_lightning_seeds",
+        show_progress="minimal", show_progress_on=under, **JOBS,
+    )  # fmt: skip
+    walk.click(
+        walk_prompts, [cancel_walk, start, end, walk_steps, seed, frames], [walked, film, gif],
+        api_name="sdxl_lightning_walk", show_progress="minimal", show_progress_on=walked, **JOBS,
+    )  # fmt: skip
+
+
+def _seeds(studio: Studio, values: tuple[Any, ...], cancel: parts.Cancel) -> Iterator[tuple[Any, ...]]:
+    from models.sdxl_lightning.pipeline import Order
+
+    prompt, steps, first, count = values
+    with studio.handle.use(gr.Progress()) as family:
+        order = Order(
+            prompt,
+            family.student(steps_of(steps)),
+            seed=seed_of(first),
+            count=whole("The number of pictures", count, 1, 64),
+        )
+        result: list[Any] = []
+
+        def work(report: Callable[[Any], None]) -> None:
+            result.append(family.generate(order, lambda done, total, _: report((done, total))))
+
+        try:
+            for done, total in parts.streamed(work, cancel):
+                yield bar(f"Network pass {done} of {total}", done, total), gr.skip()
+        except Cancelled:
+            yield said("Cancelled."), gr.skip()
+            return
+        made = result[0]
+        paths = keep(family, order, made)
+    pictures = [(path, f"seed {seed}") for path, seed in zip(paths, made.seeds, strict=True)]
+    yield said(caption(made), *made.notes), pictures
+
+
+def _walk(studio: Studio, values: tuple[Any, ...], cancel: parts.Cancel) -> Iterator[tuple[Any, ...]]:
+    from models.sdxl_lightning.pipeline import Order
+
+    start, end, steps, seed, frames = values
+    count = whole("The number of pictures", frames, 2, MOST_FRAMES)
+    with studio.handle.use(gr.Progress()) as family:
+        order = Order(start, family.student(steps_of(steps)), seed=seed_of(seed))
+        seen: list[np.ndarray] = []
+        try:
+            for done in parts.streamed(lambda report: _collect(family, order, end, count, seen, report), cancel):
+                yield bar(f"Picture {done} of {count}", done, count), gr.skip(), gr.skip()
+        except Cancelled:
+            yield said("Cancelled."), gr.skip(), gr.skip()
+            return
+    folder = parts.private_folder()
+    there_and_back = seen + seen[-2:0:-1]
+    film, gif = folder / "walk.mp4", folder / "walk.gif"
+    _save(there_and_back, film, gif)
+    text = said(f"{count} pictures from “{start.strip()}” to “{end.strip()}”, seed {order.seed}.")
+    yield text, str(film), gr.DownloadButton(value=str(gif), interactive=True)
+
+
+def _collect(
+    family: Family, order: Order, end: str, count: int, seen: list[np.ndarray], report: Callable[[Any], None]
+) -> None:
+    """Runs in a thread: fills `seen` with the frames; a cancelled walk stops within a network pass."""
+    for frame in family.walk(order, end, count, lambda done, total, _: report(len(seen))):
+        seen.append(frame)
+
+
+def _save(frames: list[np.ndarray], film: Path, gif: Path) -> None:
+    from PIL import Image
+
+    from models.video import Writer
+
+    height, width = frames[0].shape[:2]
+    with Writer(film, width, height, Fraction(RATE)) as writer:
+        for frame in frames:
+            writer.write(frame)
+    first, *others = (Image.fromarray(frame) for frame in frames)
+    first.save(gif, save_all=True, append_images=others, duration=1000 // RATE, loop=0)
