@@ -63,11 +63,11 @@ STAGES = {
     stage.name: stage
     for stage in (
         Stage("guided", 32, 64, dict.fromkeys(range(0, 64, 2), 1.0), 1, 2, follow=250),
-        Stage("8", 8, 32, dict.fromkeys(range(0, 32, 4), 1.0), 1, 4, follow=150, judged=60, free=30),
-        Stage("4", 4, 8, dict.fromkeys(range(0, 8, 2), 1.0), 1, 2, follow=200, judged=80, free=40),
+        Stage("8", 8, 32, dict.fromkeys(range(0, 32, 4), 1.0), 1, 4, follow=120, judged=50, free=25),
+        Stage("4", 4, 8, dict.fromkeys(range(0, 8, 2), 1.0), 1, 2, follow=160, judged=60, free=30),
         # Students of 2 and 1 steps also start at 750 and 250 (paper, 3.6: stability).
-        Stage("2", 2, 4, {0: 4.0, 1: 1.0, 2: 4.0, 3: 1.0}, 1, 2, follow=250, judged=100, free=40),
-        Stage("1", 1, 4, {0: 7.0, 1: 1.0, 2: 1.0, 3: 1.0}, 2, 2, follow=350, judged=140, free=40, prediction="sample"),
+        Stage("2", 2, 4, {0: 4.0, 1: 1.0, 2: 4.0, 3: 1.0}, 1, 2, follow=200, judged=80, free=30),
+        Stage("1", 1, 4, {0: 7.0, 1: 1.0, 2: 1.0, 3: 1.0}, 2, 2, follow=300, judged=100, free=30, prediction="sample"),
     )
 }
 
@@ -260,11 +260,12 @@ def run_stage(name: str, base: nn.Module, empty: Tensor, folder: Path, rates: Ra
         student = turned_to_sample(followed.fused()) if name == "1" else followed
     # Discriminators start as the teacher: they judge what it makes.
     distiller = Distiller(stage, teacher, student, base, folder)
-    distiller.follow(rates.follow_whole if name == "1" else rates.follow)
+    whole = name == "1"
+    distiller.follow(rates.follow_whole if whole else rates.follow)
     _save(student, folder / f"{name}-progressive.safetensors")
     if stage.judged:
-        distiller.judged(True, rates.judged, rates.judge, rates.anchor)
-        distiller.judged(False, rates.judged, rates.judge, rates.anchor)
+        for pairs in (True, False):
+            distiller.judged(pairs, rates.judged_whole if whole else rates.judged, rates.judge, rates.anchor)
     _save(student, folder / f"{name}.safetensors")
 
 
@@ -272,9 +273,10 @@ def run_stage(name: str, base: nn.Module, empty: Tensor, folder: Path, rates: Ra
 class Rates:
     """Learning rates; the paper's 1e-5 and 1e-6 are for batches of 512 and SDXL's 2.6 billion weights."""
 
-    follow: float = 5e-4
+    follow: float = 1e-3
     follow_whole: float = 3e-4
-    judged: float = 5e-5
+    judged: float = 1e-4
+    judged_whole: float = 3e-5
     judge: float = 1e-4
     anchor: float = 0.5
 
