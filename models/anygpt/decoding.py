@@ -8,7 +8,7 @@ that is the only one allowed costs no pass of its own.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import torch
 import torch.nn.functional as F
@@ -25,6 +25,29 @@ if TYPE_CHECKING:
 PREFILL = 512  # tokens of a prompt that are read at once
 
 
+class Stream(Protocol):
+    """A stream being read."""
+
+    def read(self, ids: Sequence[int]) -> Tensor: ...
+
+
+class Reader(Protocol):
+    """What `generate` asks of a language model: `LanguageModel` for any, `lean.LeanLlama` for small Llamas."""
+
+    @property
+    def rows(self) -> int: ...
+
+    @property
+    def window(self) -> int: ...
+
+    @property
+    def device(self) -> torch.device: ...
+
+    def open(self) -> Stream: ...
+
+    def scores(self, hidden: Tensor, allowed: Allowed) -> Tensor: ...
+
+
 class LanguageModel:
     """A causal model of transformers, unchanged.
 
@@ -38,6 +61,7 @@ class LanguageModel:
         self.model = model.eval()
         self.device = model.device
         self.window = window or int(model.config.get_text_config().max_position_embeddings)
+        self.rows: int = cast(Tensor, model.get_input_embeddings().weight).shape[0]
         self._head = self._plain_head()
 
     def open(self) -> Session:
@@ -93,11 +117,7 @@ class Session:
         Raises:
             BadInput: the stream would be longer than the model's window.
         """
-        if self.read_so_far + len(ids) > self.lm.window:
-            raise BadInput(
-                f"The conversation has {self.read_so_far + len(ids)} tokens and the model reads {self.lm.window}. "
-                "Start a new one, or allow a shorter reply."
-            )
+        check_window(self.read_so_far + len(ids), self.lm.window)
         hidden = torch.empty(0)
         for low in range(0, len(ids), PREFILL):
             piece = torch.tensor([ids[low : low + PREFILL]], device=self.lm.device)
@@ -106,8 +126,17 @@ class Session:
         return hidden
 
 
+def check_window(tokens: int, window: int) -> None:
+    """Raises `BadInput` for a stream that is longer than the window."""
+    if tokens > window:
+        raise BadInput(
+            f"The conversation has {tokens} tokens and the model reads {window}. "
+            "Start a new one, or allow a shorter reply."
+        )
+
+
 def generate(
-    lm: LanguageModel, prompt: Sequence[int], rules: Rules, preset: Preset | None = None, seed: int = 0
+    lm: Reader, prompt: Sequence[int], rules: Rules, preset: Preset | None = None, seed: int = 0
 ) -> Iterator[int]:
     """Ids of the reply, each as soon as it is chosen, the one that stops it included.
 
@@ -121,7 +150,7 @@ def generate(
         raise BadInput("There is nothing to answer: the prompt is empty.")
     generator = torch.Generator().manual_seed(seed % 2**63)
     session = lm.open()
-    seen = torch.zeros(lm.model.get_input_embeddings().weight.shape[0], dtype=torch.bool, device=lm.device)
+    seen = torch.zeros(lm.rows, dtype=torch.bool, device=lm.device)
     seen[torch.tensor(prompt, device=lm.device)] = True
     state = rules.begin(prompt)
     unread = list(prompt)

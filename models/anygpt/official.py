@@ -57,8 +57,8 @@ class Paths:
         return None
 
 
-def assemble(paths: Paths, device: Device) -> AnyGPT:
-    """The chat (or base) model with the codecs that are there; codecs are loaded when they are first needed.
+def assemble(paths: Paths, device: Device) -> tuple[AnyGPT, Any]:
+    """The model with the codecs that are there, which are loaded when they are first needed; and its network.
 
     Raises:
         WeightsNotFound: no language model. WeightsCorrupt, UnsafeCheckpoint: files that cannot be used.
@@ -70,7 +70,7 @@ def assemble(paths: Paths, device: Device) -> AnyGPT:
     words = Words(tokenizer, vocabulary.read(tokenizer))
     vocabulary.check_rows(words.vocabulary, model.get_input_embeddings().weight.shape[0])
     rules = {medium: rule for medium, rule in OFFICIAL_RULES.items() if medium in words.vocabulary.media}
-    return AnyGPT(LanguageModel(model, WINDOW), words, codecs(paths, device), rules, Settings())
+    return AnyGPT(LanguageModel(model, WINDOW), words, codecs(paths, device), rules, Settings()), model
 
 
 def load_language_model(folder: Path, device: Device) -> tuple[Any, Any]:

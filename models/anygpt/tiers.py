@@ -37,8 +37,7 @@ def load(
     from models.anygpt import official
 
     report(0.1, "Reading the language model")
-    model = official.assemble(official.Paths.inside(path), device)
-    network = model.lm.model
+    model, network = official.assemble(official.Paths.inside(path), device)
     memory = sum(tensor.nbytes for tensor in network.state_dict().values())
     facts = ModelInfo(
         "official", "AnyGPT", "LLaMA 2's licence; the model card says Apache-2.0", "see the paper, table 6",

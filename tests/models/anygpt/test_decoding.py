@@ -17,7 +17,7 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from models.anygpt import decoding, sampling
+from models.anygpt import decoding, lean, sampling
 from models.anygpt.decoding import LanguageModel, generate
 from models.anygpt.grammar import Free, Grammar, Rule
 from models.anygpt.sampling import PRESETS, Sampler
@@ -154,3 +154,52 @@ def test_the_distribution_is_transformers_own(temperature, top_p, top_k, seed):
 def test_settings_out_of_range_are_refused(wrong):
     with pytest.raises(BadInput, match="it can be"):
         Sampler(**wrong)
+
+
+# Lean Llama
+
+
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("prompt", [PROMPT, [(7 * i) % 300 + 3 for i in range(300)], [5]])
+def test_lean_llama_computes_what_transformers_computes(tied, prompt, monkeypatch):
+    monkeypatch.setattr(lean, "PREFILL", 130)
+    model = tiny_llama(480, seed=4, tie_word_embeddings=tied)
+    ours = list(generate(lean.exact(model), prompt, Free(480, [2], 200)))
+    assert ours == reference(model, prompt, 200)
+
+
+def test_eight_bits_are_close(monkeypatch):
+    monkeypatch.setattr(lean, "PREFILL", 1)  # every token alone
+    model = tiny_llama(480, seed=4)
+    everything = Free(480, [], 1).allowed(Free(480, [], 1).begin([]))
+    whole, small = lean.exact(model), lean.quantised(model)
+    a, b = (lm.scores(lm.open().read(PROMPT), everything) for lm in (whole, small))
+    assert (a - b).norm() < 0.03 * a.norm()
+    assert not torch.equal(a, b)
+
+
+def test_lean_llama_obeys_the_same_rules(small):
+    tokenizer, vocabulary = small
+    model = tiny_llama(vocabulary.size)
+    grammar = Grammar(vocabulary, {"music": Rule(4, 16, 1)}, stop_ids(tokenizer, vocabulary), 40)
+    prompt = [*PROMPT, vocabulary.media["music"].start]
+    exact, generic, small_ids = (
+        list(generate(lm, prompt, grammar, PRESETS["repository"], 3))
+        for lm in (lean.exact(model), LanguageModel(model), lean.quantised(model))
+    )
+    assert exact == generic
+    state = grammar.begin(prompt)
+    for token in small_ids:
+        state = grammar.advance(state, token)  # raises for an id that may not follow
+    assert state.done
+
+
+def test_lean_llama_refuses_what_it_does_not_compute():
+    with pytest.raises(BadInput, match="'cohere'"):
+        lean.exact(others()[0])
+    with pytest.raises(BadInput, match="biases"):
+        lean.exact(tiny_llama(480, attention_bias=True))
+    with pytest.raises(BadInput, match="'linear'"):
+        lean.exact(tiny_llama(480, rope_parameters={"rope_type": "linear", "factor": 2.0, "rope_theta": 1e4}))
+    with pytest.raises(BadInput, match="reads 512"):
+        lean.exact(tiny_llama(480)).open().read([5] * 513)

@@ -1,0 +1,157 @@
+"""Llama without anything between its products: what a small model on a CPU spends its time on otherwise.
+
+`exact` computes what transformers computes. `quantised` keeps each matrix in 8 bits for single tokens, one scale a row:
+half the memory traffic, which is what a token costs. Prompts are read with the matrices as they are in both.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from models.anygpt.decoding import PREFILL, check_window
+from models.anygpt.grammar import Allowed
+from models.errors import BadInput
+from models.longrope.network import prepare, read_config
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+class Matrix:
+    """x (T, in) -> (T, out)."""
+
+    def __init__(self, weight: Tensor) -> None:
+        self.weight = weight
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.weight)
+
+    def rows(self, x: Tensor, low: int, high: int) -> Tensor:
+        """Only outputs low to high - 1."""
+        return F.linear(x, self.weight[low:high])
+
+
+class Int8Matrix(Matrix):
+    """The same from 8-bit weights where x is a single row."""
+
+    def __init__(self, weight: Tensor) -> None:
+        super().__init__(weight)
+        scale = weight.float().abs().amax(1).clamp(min=1e-12) / 127
+        self.small = (weight.float() / scale[:, None]).round().to(torch.int8)
+        self.scale = scale.to(weight.dtype)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return self.rows(x, 0, len(self.scale)) if len(x) == 1 else super().__call__(x)
+
+    def rows(self, x: Tensor, low: int, high: int) -> Tensor:
+        return torch._weight_int8pack_mm(x, self.small[low:high], self.scale[low:high])
+
+
+class LeanLlama:
+    """Stands in for `decoding.LanguageModel`. Made by `exact` or `quantised`."""
+
+    def __init__(self, model: PreTrainedModel, window: int | None, matrix: Callable[[Tensor], Matrix]) -> None:
+        content = model.config.to_dict()
+        rope = content.get("rope_parameters") or {}
+        if content.get("model_type") != "llama" or rope.get("rope_type", "default") != "default":
+            raise BadInput(
+                f"A model of type {content.get('model_type')!r}, rotary type {rope.get('rope_type')!r}, is not plain "
+                "Llama. Use LanguageModel for it."
+            )
+        if content.get("attention_bias") or content.get("mlp_bias"):
+            raise BadInput("This Llama has biases. Use LanguageModel for it.")
+        self.config = c = read_config(content)
+        self.device, self.window = model.device, window or c.window
+        weights = prepare(c, model.state_dict(), model.dtype, model.device)
+        self.rows, self.embedding, self.norm = c.vocabulary, weights.embedding, weights.norm
+        self.layers = [
+            (w.attention_norm, matrix(w.qkv), matrix(w.output), w.mlp_norm, matrix(w.gate_up), matrix(w.down))
+            for w in weights.layers
+        ]
+        self.head = matrix(weights.head)
+        self.frequencies = c.base ** (-torch.arange(0, c.head_dim, 2, device=self.device).float() / c.head_dim)
+
+    def open(self) -> LeanSession:
+        return LeanSession(self)
+
+    @torch.inference_mode()
+    def scores(self, hidden: Tensor, allowed: Allowed) -> Tensor:
+        """Logits of the allowed ids, (n,) float32, for a hidden state (1, width)."""
+        return torch.cat([self.head.rows(hidden, low, high) for low, high in allowed.spans], 1)[0].float()
+
+
+def exact(model: PreTrainedModel, window: int | None = None) -> LeanLlama:
+    """A plain Llama of transformers, its numbers as they are. Raises `BadInput` for another architecture."""
+    return LeanLlama(model, window, Matrix)
+
+
+def quantised(model: PreTrainedModel, window: int | None = None) -> LeanLlama:
+    """The same with 8-bit matrices, one scale a row, for single tokens. CPU only."""
+    return LeanLlama(model, window, Int8Matrix)
+
+
+class LeanSession:
+    """One stream being read. keys, values: (layers, KV heads, capacity, head_dim), doubled when full."""
+
+    def __init__(self, lm: LeanLlama) -> None:
+        c = lm.config
+        self.lm, self.length = lm, 0
+        self.keys, self.values = (
+            torch.empty((c.layers, c.kv_heads, 256, c.head_dim), dtype=lm.embedding.dtype, device=lm.device)
+            for _ in range(2)
+        )
+
+    @torch.inference_mode()
+    def read(self, ids: Sequence[int]) -> Tensor:
+        """Reads at least one id; the last position's final hidden state (1, width). See `decoding.Session.read`."""
+        check_window(self.length + len(ids), self.lm.window)
+        x = torch.empty(0)
+        for low in range(0, len(ids), PREFILL):
+            x = self._piece(torch.tensor(ids[low : low + PREFILL], device=self.lm.device))
+        return self._normed(x[-1:], self.lm.norm)
+
+    def _piece(self, ids: Tensor) -> Tensor:
+        lm, c = self.lm, self.lm.config
+        start, end = self.length, self.length + len(ids)
+        self._reserve(end)
+        x = F.embedding(ids, lm.embedding)
+        angles = torch.outer(torch.arange(start, end, device=lm.device).float(), lm.frequencies).repeat(1, 2)[:, None]
+        cos, sin = angles.cos().to(x.dtype), angles.sin().to(x.dtype)
+        unseen = None
+        if len(ids) > 1:
+            unseen = torch.ones((len(ids), end), dtype=torch.bool, device=lm.device).tril(start)
+        for i, (attention_norm, qkv, output, mlp_norm, gate_up, down) in enumerate(lm.layers):
+            heads = qkv(self._normed(x, attention_norm)).view(len(ids), -1, c.head_dim)
+            turning, v = heads.split((c.heads + c.kv_heads, c.kv_heads), 1)
+            a, b = turning.chunk(2, -1)
+            turned = turning * cos + torch.cat((-b, a), -1) * sin
+            self.keys[i, :, start:end] = turned[:, c.heads :].transpose(0, 1)
+            self.values[i, :, start:end] = v.transpose(0, 1)
+            seen = self._attend(turned[:, : c.heads], self.keys[i, :, :end], self.values[i, :, :end], unseen)
+            x = x + output(seen)
+            gate, up = gate_up(self._normed(x, mlp_norm)).chunk(2, -1)
+            x = x + down(F.silu(gate) * up)
+        self.length = end
+        return x
+
+    def _attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+        """q (T, heads, d), k and v (KV heads, n, d), mask (T, n) -> (T, heads * d)."""
+        if mask is None:  # one token: the heads that share a key are rows of one query
+            grouped = q.view(len(k), -1, q.shape[-1])
+            return F.scaled_dot_product_attention(grouped[None], k[None], v[None]).view(1, -1)
+        out = F.scaled_dot_product_attention(q.transpose(0, 1)[None], k[None], v[None], mask, enable_gqa=True)
+        return out[0].transpose(0, 1).flatten(1)
+
+    def _normed(self, x: Tensor, weight: Tensor) -> Tensor:
+        return F.rms_norm(x, (x.shape[-1],), weight, self.lm.config.eps)
+
+    def _reserve(self, end: int) -> None:
+        have = self.keys.shape[2]
+        if end > have:
+            grown = (0, 0, 0, max(end, 2 * have) - have)
+            self.keys, self.values = F.pad(self.keys, grown), F.pad(self.values, grown)
