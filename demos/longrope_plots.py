@@ -33,7 +33,7 @@ def heat_map(answered: Sequence[dict[str, Any]], titles: dict[str, str]) -> Figu
                 asked[cell] += r.get("trials", 1)
                 right[cell] += r["correct"]
         share = np.divide(right, asked, out=np.full_like(right, np.nan), where=asked > 0)
-        axes.imshow(share, vmin=0, vmax=1, cmap="RdYlGn", aspect="auto")
+        axes.imshow(share, vmin=0, vmax=1, cmap="RdYlGn", aspect="auto", alpha=0.6)  # words stay legible
         for (row, column), count in np.ndenumerate(asked):
             if count:
                 low, high = wilson(int(right[row, column]), int(count))

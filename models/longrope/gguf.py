@@ -137,6 +137,7 @@ class GGUF:
         if self.path.stat().st_size < 24:
             raise WeightsCorrupt(f"{self.path.name} is too short for a GGUF file. Download or copy it again.")
         self.data = np.memmap(self.path, np.uint8, mode="r")
+        self._bytes = memoryview(self.data)  # a header has a hundred thousand texts: slices of arrays would be slow
         self._at = 0
         try:
             self._header()
@@ -205,13 +206,14 @@ class GGUF:
         (size,) = self._unpack("Q")
         if size > len(self.data) - self._at:
             raise self._damaged("a text in its header is cut off")
-        return self._unpack(f"{size}s")[0].decode("utf-8")
+        text = bytes(self._bytes[self._at : self._at + size]).decode("utf-8")
+        self._at += size
+        return text
 
     def _unpack(self, form: str) -> tuple[Any, ...]:
-        size = struct.calcsize(f"<{form}")
-        raw = self.data[self._at : self._at + size].tobytes()
-        self._at += size
-        return struct.unpack(f"<{form}", raw)
+        values = struct.unpack_from(f"<{form}", self._bytes, self._at)
+        self._at += struct.calcsize(f"<{form}")
+        return values
 
     def _damaged(self, why: str) -> WeightsCorrupt:
         return WeightsCorrupt(f"{self.path.name} cannot be used: {why}. Download or copy it again.")
