@@ -164,8 +164,15 @@ def _passkey_tab(handle: Handle) -> tuple[gr.Textbox, gr.Number]:
             with gr.Row():
                 run = gr.Button("Ask", variant="primary", elem_id="longrope-run")
                 stop = gr.Button("Cancel", variant="stop", elem_id="longrope-cancel")
+            mode = gr.Radio(
+                [(text, name) for name, text in MODES.items()], value="exact", label="Attention", render=False
+            )
+            gr.Examples(
+                [list(values) for values in STARTS.values()], [power, methods, mode], example_labels=list(STARTS),
+                label="Start from", cache_examples=False, api_name="longrope_start",
+            )  # fmt: skip
             with gr.Accordion("More", open=False):
-                mode = gr.Radio([(text, name) for name, text in MODES.items()], value="exact", label="Attention")
+                mode.render()
                 kv = gr.Radio(list(KV_FORMATS), value=KV_FORMATS[0], label="Cache format")
                 seed = gr.Number(0, precision=0, label="Seed")
                 magnitude = gr.Textbox("", label="Magnitude", info="su, yarn or a number; empty: the method's own")
@@ -187,15 +194,11 @@ def _passkey_tab(handle: Handle) -> tuple[gr.Textbox, gr.Number]:
             progress = gr.HTML(elem_id="longrope-progress")
             results = gr.Dataframe(headers=HEADS, interactive=False, elem_id="longrope-results", label="Answers")
             summary = gr.HTML(elem_id="longrope-summary")
-            heat = gr.Plot(label="Right answers by length and depth", elem_id="longrope-heat")
+            heat = gr.Plot(label="Right answers by length and depth", show_label=False, elem_id="longrope-heat")
             clear = gr.Button("Clear the results", size="sm")
     rows = gr.State([], time_to_live=3600)
     cancel = parts.cancel_by(stop, "longrope_cancel")
 
-    gr.Examples(
-        [list(values) for values in STARTS.values()], [power, methods, mode], example_labels=list(STARTS),
-        label="Start from", cache_examples=False, api_name="longrope_start",
-    )  # fmt: skip
     known.input(parts.user_errors(_published_text), known, table, api_name="longrope_published")
     power.change(_length_text, power, length, queue=False, show_progress="hidden", api_name="longrope_length")
     upload.upload(parts.user_errors(_table_text), upload, table, api_name="longrope_table")
@@ -291,8 +294,8 @@ def _prompt_html(excerpt: tuple[str, str, str], length: int, depth: float, notes
     before, needle, after = (escape(part) for part in excerpt)
     said = "".join(f"<p>{escape(note)}</p>" for note in notes)
     return (
-        f"<p>{length:,} tokens, the key at {depth:.0%} of the text:</p><blockquote>… {before}<mark>{needle}</mark>"
-        f"{after} …</blockquote>{said}"
+        f"<p>{length:,} tokens, the key at {depth:.0%} of the text:</p><blockquote>… {before}"
+        f'<mark style="color: #111827">{needle}</mark>{after} …</blockquote>{said}'  # dark on yellow in both themes
     )
 
 

@@ -96,7 +96,7 @@ def search_tab(handle: Handle, table: gr.Textbox, kept: gr.Number, jobs: dict[st
                 json = gr.DownloadButton("JSON for transformers", interactive=False, elem_id="longrope-json")
         with gr.Column(scale=3):
             progress = gr.HTML("<p>Seeds are PI, NTK and YaRN; children must beat them.</p>", elem_id="longrope-found")
-            plot = gr.Plot(label="Best loss so far, and the factors", elem_id="longrope-search-plot")
+            plot = gr.Plot(label="Best loss so far, and the factors", show_label=False, elem_id="longrope-search-plot")
     found = gr.State(None, time_to_live=3600)
     logs = gr.State(None, time_to_live=3600)  # a private folder: the search's log outlives a stop
     cancel = parts.cancel_by(stop, "longrope_search_stop")

@@ -24,7 +24,7 @@ def ask(client, **changes):
 
 def test_passkey_is_found(client):
     prompt, progress, table, summary, _ = ask(client)
-    assert "<mark>" in prompt and "Done" in progress
+    assert "<mark" in prompt and "Done" in progress
     row = dict(zip(table["headers"], table["data"][0], strict=True))
     assert row["key"] in row["answer"] and row["right"] == "yes" and row["mode"] == "exact"
     assert "1 of 1" in summary and "interval" in summary
