@@ -169,11 +169,15 @@ def search(model: Model, args: argparse.Namespace) -> None:
                 print(f"{length}: {event.evaluated}/{event.total} best {event.best.fitness:.3f}", flush=True)
         best = events[-1].best
         SEARCHED.mkdir(parents=True, exist_ok=True)
-        (SEARCHED / f"smollm2-{length}.csv").write_text(write_csv(np.array(best.factors)))
         before = {seed.name: fitness(seed.factors) for seed in seeds}
         curve = list(itertools.accumulate((event.latest.fitness for event in events), min))
-        rows = [row for row in rows if row["length"] != length]
         objective = f"loss of the key, {args.prompts} prompts of {args.sparse} tokens spread over the length"
+        name = f"{model.tables}-{length}"
+        (SEARCHED / f"{name}.csv").write_text(write_csv(np.array(best.factors)))
+        card = {"model": model.name, "original_length": model.window, "target_length": length, "magnitude": "su",
+                "objective": objective, "fine_tuned": False, "licence": "same as this repository"}  # fmt: skip
+        record(SEARCHED / f"{name}.json", card)
+        rows = [row for row in rows if row["length"] != length]
         rows.append(
             {"length": length, "command": provenance()["command"], "objective": objective, "before": before,
              "after": best.fitness, "evaluations": len(events), "seconds": time.perf_counter() - started,

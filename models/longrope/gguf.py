@@ -137,7 +137,7 @@ class GGUF:
         if self.path.stat().st_size < 24:
             raise WeightsCorrupt(f"{self.path.name} is too short for a GGUF file. Download or copy it again.")
         self.data = np.memmap(self.path, np.uint8, mode="r")
-        self._bytes = memoryview(self.data)  # a header has a hundred thousand texts: slices of arrays would be slow
+        self._bytes = self.data.data  # a header has a hundred thousand texts: slices of arrays would be slow
         self._at = 0
         try:
             self._header()
