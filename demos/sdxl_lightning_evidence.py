@@ -45,6 +45,15 @@ RECORDS = {
         "python tests/benchmarks/bench_sdxl_lightning.py --out assets/sdxl_lightning/evidence/speed.json",
     ),
 }
+PICTURES = {
+    "grid": "24 captions of combinations that training never showed, first seed, nothing chosen: the students at 1, 2, "
+    "4 and 8 steps and the teacher at 32"
+}
+MEASURES = {
+    "fid": "Whole pictures: distance from the drawings (lower is better)",
+    "patch_fid": "Patches: distance from the drawings (lower is better)",
+    "match": "Share of pictures whose caption is found among ten (higher is better)",
+}
 LIMITS = (
     "**Limits, as the paper states them.** One network for each step count. The network's shape is not made for one "
     "step: the decoder then does most of the work. Other aspect ratios work, with more failures at 1 and 2 steps."
@@ -66,8 +75,8 @@ def show_evidence(folder: Path) -> None:
     for path in files:
         _record(path)
     for path in sorted(folder.glob("*.png")):
-        said = path.stem.replace("_", " ").replace("-", " ").capitalize()
-        gr.Markdown(f"**{said}** (measured here, unpicked)")
+        said = PICTURES.get(path.stem, path.stem.replace("_", " ").replace("-", " ").capitalize())
+        gr.Markdown(f"**{said}** (measured here)")
         gr.Image(str(path), show_label=False, interactive=False, alt_text=said, buttons=["fullscreen"])
     gr.Markdown(LIMITS)
 
@@ -98,22 +107,42 @@ def explanation(assets: Path) -> None:
 
 
 def _record(path: Path) -> None:
-    """One recorded file: its rows as a table with where it comes from."""
+    """One recorded file: its rows as plots and a table, with where it comes from."""
     data = json.loads(path.read_text())
     source, result = data["provenance"], data["result"]
-    rows = result["rows"] if isinstance(result, dict) and "rows" in result else None
+    rows = result.get("rows") if isinstance(result, dict) else None
     if not rows:
         return
-    title = (result.get("title") or path.stem.replace("_", " ").replace("-", " ")).capitalize()
+    title = path.stem.replace("_", " ").replace("-", " ").capitalize()
+    title += f" on {result['captions']} held-out captions" if "captions" in result else ""
     origin = f"{title} ({source['date']}, {source['machine']}: {source['command']})"
     if "here" in rows[0]:
         evidence_table(
             [EvidenceRow(row["what"], row.get("paper"), row["here"], row.get("note", "")) for row in rows], origin
         )
         return
+    if all(name in rows[0] for name in ("name", "steps", *MEASURES)):
+        _curves(rows)
     keys = list(dict.fromkeys(key for row in rows for key in row))
     titles = [str(key).replace("_", " ").capitalize() for key in keys]
     gr.HTML(_table(titles, [[_shown(row.get(key)) for key in keys] for row in rows], origin, "lp-here"))
+
+
+def _curves(rows: Sequence[Mapping[str, Any]]) -> None:
+    """Each measure against the number of steps, a line a model."""
+    import pandas as pd
+
+    drawn = [row for row in rows if row["steps"]]
+    steps = [str(n) for n in sorted({row["steps"] for row in drawn})]
+    frame = pd.DataFrame(
+        {"steps": str(row["steps"]), "model": row["name"], **{name: row[name] for name in MEASURES}} for row in drawn
+    )
+    with gr.Row():
+        for name, said in MEASURES.items():
+            gr.LinePlot(
+                frame, x="steps", y=name, color="model", title=said, x_title="steps", sort=steps, height=300,
+                y_title=name.replace("_", " "), buttons=["export", "fullscreen"],
+            )  # fmt: skip
 
 
 def _shown(value: Any) -> str:

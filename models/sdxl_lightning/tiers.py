@@ -25,6 +25,7 @@ from models.runtime import Device, LoadedModel, ModelInfo, Progress
 from models.sdxl_lightning import adapters, official, schedulers, text
 from models.sdxl_lightning.autoencoder import PatchAutoencoder
 from models.sdxl_lightning.pipeline import TEACHER, Family, Network, placed
+from models.sdxl_lightning.replay import Replayed
 from models.weights import ASSETS, Source, card, read_safetensors, resolve
 
 LICENCE = "Apache-2.0"
@@ -74,13 +75,19 @@ def _embedded(report: Progress, device: Device, folder: str | Path | None) -> Lo
     report(0.6, "Reading the autoencoder")
     dtype = getattr(torch, device.dtype)
     vae = PatchAutoencoder.from_pretrained(vae_weights.parent, local_files_only=True)
-    place = placed(device.name, dtype)
+    on_device = placed(device.name, dtype)
     config = UNet2DConditionModel.load_config(teacher.parent)
     pipe = StableDiffusionPipeline(
-        vae=place(vae), text_encoder=encoder, tokenizer=words, unet=None,  # each order brings its own
+        vae=on_device(vae), text_encoder=encoder, tokenizer=words, unet=None,  # each order brings its own
         scheduler=schedulers.teacher_scheduler(base), safety_checker=None, feature_extractor=None,
         requires_safety_checker=False,
     )  # fmt: skip
+
+    def place(network: nn.Module) -> nn.Module:
+        ready = on_device(network)
+        if device.type != "cpu":
+            return ready
+        return Replayed(ready, config["sample_size"], (text.LENGTH, text.WIDTH))
 
     def read(name: str) -> UNet2DConditionModel:
         network = UNet2DConditionModel.from_config(config)
