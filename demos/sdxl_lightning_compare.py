@@ -172,10 +172,10 @@ def _cell(cell: Cell | None, alt: str) -> str:
 
 STYLE = """
 .lp-grid { overflow-x: auto; }
-.lp-grid table { border-collapse: separate; border-spacing: .4rem; width: 100%; table-layout: fixed; }
+.lp-grid table { border-collapse: collapse; width: 100%; table-layout: fixed; }
 .lp-grid table, .lp-grid tr, .lp-grid td, .lp-grid th { border: 0 !important; background: none !important; }
 .lp-grid caption { text-align: left; font-weight: 600; }
-.lp-grid td, .lp-grid th { padding: 0 !important; vertical-align: top; text-align: left; font-weight: 400; }
+.lp-grid td, .lp-grid th { padding: 0 .5rem 0 0 !important; vertical-align: top; text-align: left; font-weight: 400; }
 .lp-grid thead th { font-weight: 600; }
 .lp-grid tr > :first-child { width: 6.5rem; }
 .lp-grid img { width: 100%; aspect-ratio: 1; object-fit: contain; border-radius: .4rem; background: white; }

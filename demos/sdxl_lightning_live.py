@@ -44,7 +44,8 @@ def live_tab(studio: Studio) -> None:
                 return gr.skip(), said(str(error))
             return keep(family, order, made)[0], said(caption(made), *made.notes)
 
+    # `change`, not `input`: pasted and dictated words count too.
     gr.on(
-        [prompt.input, steps.change, seed.change, draw.click], draw_live, [prompt, steps, seed], [picture, under],
+        [prompt.change, steps.change, seed.change, draw.click], draw_live, [prompt, steps, seed], [picture, under],
         trigger_mode="always_last", show_progress="hidden", api_name="sdxl_lightning_live", **SHORT,
     )  # fmt: skip
