@@ -66,3 +66,10 @@ def test_what_is_recorded_can_be_drawn(name):
         figure = DRAW[name](json.loads(path.read_text())["result"])
         figure.canvas.draw()
         assert figure.axes
+
+
+def test_recorded_passkey_inside_the_window():
+    """Acceptance: at least 95 % of 20 or more held-out prompts at the trained window."""
+    rows = json.loads((RECORDED / "passkey.json").read_text())["result"]["rows"]
+    (row,) = (row for row in rows if row["length"] == 8192 and row["method"] == "none" and row["mode"] == "exact")
+    assert row["trials"] >= 20 and row["correct"] / row["trials"] >= 0.95
