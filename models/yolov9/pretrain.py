@@ -27,12 +27,14 @@ from torch.utils.data import DataLoader, Dataset
 
 from models.errors import BadInput
 from models.yolov9 import art
+from models.yolov9.blocks import DFL
 from models.yolov9.classes import COCO_NAMES
 from models.yolov9.crops import Crops
 from models.yolov9.network import DualDetect, Network, build
 from models.yolov9.train import Average, Recipe, make_optimiser, mixed_precision, set_rates
 
 CLASSES = len(COCO_NAMES)
+HALF_WIDTH = 2.5  # cells from an object's middle to its sides, about
 RARE = 1000  # an anchor point in so many lies on an object of a given class
 
 
@@ -59,6 +61,17 @@ class Pretraining:
             network=self.network, optimiser="adamw", schedule="cosine", lr=self.lr, weight_decay=self.weight_decay,
             warmup_epochs=0, warmup_steps=100, warmup_bias_lr=0.0, accumulate=False, ema_decay=0.998, ema_ramp=200,
         )  # fmt: skip
+
+
+def ready_for_detection(head: DualDetect) -> None:
+    """Biases for small pictures: few anchor points lie on an object, and an object is a few cells wide. The usual
+    start, boxes 15 cells wide, would leave every object of such a picture to the finest level."""
+    for tower in (*head.cv3, *head.cv5):
+        tower[-1].bias -= math.log(RARE)  # type: ignore[index, operator]
+    bins = torch.arange(DFL.BINS, dtype=torch.float32)
+    distance = -(((bins - HALF_WIDTH) / 2) ** 2) / 2
+    for tower in (*head.cv2, *head.cv4):
+        tower[-1].bias.copy_(distance.repeat(4))  # type: ignore[index, operator, union-attr]
 
 
 class _Batches(Dataset):
@@ -149,8 +162,8 @@ def pretrain(how: Pretraining, crops: Crops, held_out: Crops, out: Path) -> Netw
             right = accuracy(average.network(copy), *tested)
             print(f"  held-out vendor: {right:.3f} right", flush=True)
     average.network(net)
-    for tower in (*head.cv3, *head.cv5):
-        tower[-1].bias.data -= math.log(RARE)  # type: ignore[index, union-attr, operator]
+    with torch.no_grad():
+        ready_for_detection(head)
     torch.save({"average": {"tensors": net.state_dict()}}, out / "detector.pt")
     return net
 

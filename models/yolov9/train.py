@@ -73,9 +73,9 @@ class Recipe:
 # classes are learnt. The network starts from `models.yolov9.pretrain`.
 EMBEDDED = Recipe(
     class_width=80,
-    epochs=45,
+    epochs=20,
     optimiser="adamw",
-    lr=1.5e-3,
+    lr=1e-3,
     schedule="cosine",
     weight_decay=0.05,
     warmup_epochs=1,
