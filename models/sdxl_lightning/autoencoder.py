@@ -17,6 +17,7 @@ import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -33,7 +34,7 @@ from models.sdxl_lightning.recipe import RUNS, Run, rate_at
 WIDTHS = (48, 96, 160)  # at a quarter of the side, an eighth, a sixteenth
 BLOCKS = (2, 2, 2)
 EDGE_WEIGHT = 1.0
-NOISE = 0.05  # on the latents in training: those of a generated picture are not exact
+NOISE = 0.2  # at most, on the latents in training: those of a generated picture are not exact
 
 
 @dataclass
@@ -145,10 +146,12 @@ def crops(pictures: np.ndarray, side: int, count: int, rng: np.random.Generator)
     return np.stack(found)
 
 
-def train(folder: Path, steps: int, batch: int, side: int, rate: float, pictures: int) -> PatchAutoencoder:
+def train(
+    folder: Path, steps: int, batch: int, side: int, rate: float, pictures: int, init: Path | None
+) -> PatchAutoencoder:
     """Trains the decoder on the latents of `basis.BASIS`; saves to `folder` and returns it in evaluation mode."""
     torch.manual_seed(0)
-    vae = PatchAutoencoder()
+    vae: Any = PatchAutoencoder() if init is None else PatchAutoencoder.from_pretrained(init).float().train()
     vae.set_basis(Basis.load())
     vae.to(memory_format=torch.channels_last)
     optimiser = torch.optim.AdamW(vae.parameters(), lr=rate, betas=(0.9, 0.99), weight_decay=1e-4, fused=True)
@@ -161,8 +164,9 @@ def train(folder: Path, steps: int, batch: int, side: int, rate: float, pictures
         x = to_tensor(crops(shown, side, batch, np.random.default_rng(step)))
         z = vae.encode(x).latents
         with torch.autocast("cpu", torch.bfloat16):
-            residual = vae.residual(z + NOISE * torch.randn_like(z))
-        out = vae.basis.decode(z) + residual.float()
+            given = z + NOISE * torch.rand(len(z), 1, 1, 1) * torch.randn_like(z)
+            residual = vae.residual(given)
+        out = vae.basis.decode(given) + residual.float()
         loss = reconstruction_loss(out, x)
         optimiser.zero_grad()
         loss.backward()
@@ -201,8 +205,9 @@ def main() -> None:
     parser.add_argument("--side", type=int, default=96, help="of the crops, in pixels")
     parser.add_argument("--rate", type=float, default=1e-3, help="highest learning rate")
     parser.add_argument("--pictures", type=int, default=2000, help="drawn beforehand")
+    parser.add_argument("--init", type=Path, help="a folder with an autoencoder to go on from")
     args = parser.parse_args()
-    vae = train(args.out, args.steps, args.batch, args.side, args.rate, args.pictures)
+    vae = train(args.out, args.steps, args.batch, args.side, args.rate, args.pictures, args.init)
     print(f"held-out scenes: {psnr(vae, drawn(100, held_out=True)):.2f} dB")
 
 

@@ -197,7 +197,7 @@ class Distiller:
         sums = torch.zeros(4)
         for step in run.remaining():
             _set_rate(critics, judge_rate * min(1.0, (step + 1) / 10))
-            _set_rate(optimiser, rate * min(1.0, max(0.0, (step - 10) / 10)))  # the critic learns first
+            _set_rate(optimiser, rate * min(1.0, max(0.0, (step - 20) / 10)))  # the critic learns first
             way = self._leap()
             guess = self._estimate(way)
             landed = self.schedule.moved(way.x, guess, way.t, way.to)
@@ -277,7 +277,7 @@ class Rates:
     follow_whole: float = 3e-4
     judged: float = 1e-4
     judged_whole: float = 3e-5
-    judge: float = 1e-4
+    judge: float = 3e-4
     anchor: float = 0.5
 
 

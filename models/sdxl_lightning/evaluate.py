@@ -11,9 +11,9 @@ from __future__ import annotations
 
 import argparse
 import random
-import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -31,6 +31,7 @@ from models.sdxl_lightning.judge import Judge, chosen, frechet_distance
 from models.sdxl_lightning.lora import LoraNetwork
 from models.sdxl_lightning.network import LATENT, build_unet, read_unet
 from models.sdxl_lightning.preview import tiled
+from models.sdxl_lightning.recipe import RUNS
 from models.sdxl_lightning.text import states, text_encoder, tokenizer
 from models.weights import ASSETS, read_safetensors
 
@@ -66,7 +67,6 @@ class Row:
     fid: float
     patch_fid: float
     match: float
-    seconds: float
 
 
 class Words:
@@ -91,9 +91,25 @@ def models(folder: Path) -> Iterator[Model]:
             yield Model("student, LoRA", steps, LoraNetwork(teacher).load(path).fused().eval())
     path = folder / "lightning_1step_unet_x0.safetensors"
     if path.exists():
-        network = build_unet().eval()
-        network.load_state_dict(read_safetensors(path))
-        yield Model("student, full", 1, network, prediction="sample")
+        yield _one_step("student, full", path)
+
+
+def progressive(folder: Path, runs: Path) -> Iterator[Model]:
+    """The students as they were before their adversarial phases: `models.sdxl_lightning.distil` keeps them."""
+    teacher = read_unet(folder / "teacher_unet").eval()
+    for steps in (8, 4, 2):
+        path = runs / f"{steps}-progressive.safetensors"
+        if path.exists():
+            yield Model("progressive only, LoRA", steps, LoraNetwork(teacher).load(path).fused().eval())
+    path = runs / "1-progressive.safetensors"
+    if path.exists():
+        yield _one_step("progressive only, full", path)
+
+
+def _one_step(name: str, path: Path) -> Model:
+    network = build_unet().eval()
+    network.load_state_dict(read_safetensors(path))
+    return Model(name, 1, network, prediction="sample")
 
 
 @torch.inference_mode()
@@ -120,7 +136,7 @@ def held_out(count: int, seed: int = 0) -> list[Scene]:
     return list(found.values())
 
 
-def quality(folder: Path, count: int) -> dict[str, object]:
+def quality(folder: Path, count: int, runs: Path) -> dict[str, object]:
     """All models on `count` held-out captions; printed as it goes."""
     scenes, captions = Scenes(), held_out(count)
     judge, words, vae = Judge(), Words(), PatchAutoencoder.from_pretrained(folder / "vae").float().eval()
@@ -134,23 +150,21 @@ def quality(folder: Path, count: int) -> dict[str, object]:
     rng = np.random.default_rng(0)
     others = torch.from_numpy(np.stack([_others(rng, i, count) for i in range(count)]))
 
-    def row(name: str, steps: int, guidance: float, passes: int, pictures: Tensor, seconds: float) -> Row:
+    def row(name: str, steps: int, guidance: float, passes: int, pictures: Tensor) -> Row:
         whole, patch = _features(judge, pictures)
         found = Row(
             name, steps, guidance, passes, frechet_distance(whole, real_whole), frechet_distance(patch, real_patch),
-            float(chosen(whole, real_whole, others).float().mean()), seconds,
+            float(chosen(whole, real_whole, others).float().mean()),
         )  # fmt: skip
         print(found, flush=True)
         return found
 
     with torch.inference_mode():
         through = torch.cat([vae.forward(x).clamp(-1, 1) for x in truth.split(BATCH)])
-    rows = [row("drawings through the autoencoder", 0, 1.0, 0, through, 0.0)]
-    for model in models(folder):
-        started = time.monotonic()
+    rows = [row("drawings through the autoencoder", 0, 1.0, 0, through)]
+    for model in chain(models(folder), progressive(folder, runs)):
         pictures = drawn_by(model, words, vae, [scene.caption for scene in captions])
-        seconds = time.monotonic() - started
-        rows.append(row(model.name, model.steps, model.guidance, model.passes, pictures, seconds / count))
+        rows.append(row(model.name, model.steps, model.guidance, model.passes, pictures))
     return {"captions": count, "offered": OFFERED, "chance": 1 / OFFERED, "rows": [asdict(r) for r in rows]}
 
 
@@ -192,9 +206,10 @@ def main() -> None:
     parser.add_argument("--weights", type=Path, default=SHIPPED)
     parser.add_argument("--out", type=Path, default=SHIPPED / "evidence")
     parser.add_argument("--count", type=int, default=1000, help="held-out captions")
+    parser.add_argument("--runs", type=Path, default=RUNS / "distil", help="where progressive-only students are")
     args = parser.parse_args()
     if args.what == "quality":
-        record(args.out / "quality.json", quality(args.weights, args.count))
+        record(args.out / "quality.json", quality(args.weights, args.count, args.runs))
     else:
         args.out.mkdir(parents=True, exist_ok=True)
         grid(args.weights).save(args.out / "grid.png")

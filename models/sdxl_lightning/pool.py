@@ -1,6 +1,7 @@
 """The pictures that training shows, drawn and encoded once: 8 kB of latents each, and the states of their captions.
 
     python -m models.sdxl_lightning.pool            # fits the latents' basis, writes runs/sdxl_lightning/pool*
+    python -m models.sdxl_lightning.pool --vae assets/sdxl_lightning/vae     # for going on with shipped weights
 
 Every scene of `data.Scenes` that is not held out is in it once, of the many pairs a sample.
 """
@@ -16,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from models.sdxl_lightning.autoencoder import PatchAutoencoder
 from models.sdxl_lightning.basis import BASIS, Basis, to_tensor
 from models.sdxl_lightning.data import KINDS, Scene, Scenes, drawn, phrased
 from models.sdxl_lightning.recipe import RUNS
@@ -60,9 +62,11 @@ def shown(scenes: Scenes, pairs: int, rng: random.Random) -> list[Scene]:
     return found
 
 
-def build(pairs: int) -> Pool:
-    """Draws, encodes; fits the basis of the latents if there is none yet."""
-    if not BASIS.exists():
+def build(pairs: int, vae: Path | None) -> Pool:
+    """Draws and encodes with the autoencoder's basis, or if none is given with the one fitted first."""
+    if vae is not None:
+        PatchAutoencoder.from_pretrained(vae).float().basis.save(BASIS)
+    elif not BASIS.exists():
         Basis.fit(to_tensor(drawn(1500))).save(BASIS)
     basis, scenes, rng = Basis.load(), Scenes(), random.Random(0)
     chosen = shown(scenes, pairs, rng)
@@ -91,8 +95,9 @@ def build(pairs: int) -> Pool:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pairs", type=int, default=6000)
+    parser.add_argument("--vae", type=Path, help="a folder with an autoencoder whose latents are to be used")
     args = parser.parse_args()
-    pool = build(args.pairs)
+    pool = build(args.pairs, args.vae)
     write_safetensors(POOL, vars(pool))
 
 

@@ -13,6 +13,8 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from models.sdxl_lightning.autoencoder import PatchAutoencoder
 from models.sdxl_lightning.distil import SCALE, STAGES
 from models.sdxl_lightning.evaluate import SHIPPED
@@ -57,13 +59,13 @@ def ship(runs: Path, to: Path, note: str) -> list[Path]:
 
 
 def _costs(runs: Path, phases: list[str]) -> dict[str, str]:
-    """Steps and minutes of runs, from the last lines of their logs."""
+    """Steps and minutes of runs, from their last states."""
     found = {}
     for phase in phases:
-        log = runs / phase / "log.jsonl"
-        if log.exists():
-            last = json.loads(log.read_text().splitlines()[-1])
-            found[phase] = f"{last['step'] + 1} steps, {last['minutes']:.0f} minutes of one shared core"
+        path = runs / phase / "last.pt"
+        if path.exists():
+            state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+            found[phase] = f"{state['step']} steps, {state['seconds'] / 60:.1f} minutes of one shared core"
     return found
 
 
