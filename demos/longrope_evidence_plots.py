@@ -7,7 +7,7 @@ from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, NullFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from demos.longrope_evidence import TITLES
 from demos.longrope_plots import heat_map
@@ -50,6 +50,7 @@ def perplexity_figure(result: dict[str, Any]) -> Figure:
     axes.axvline(WINDOW, color="#9ca3af", linestyle=":", label="trained window")
     target = max(row["target"] for row in result["rows"])
     axes.set(yscale="log", ylabel="perplexity", title=f"The same last tokens; factors for {target // 1024}k")
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 4)))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.yaxis.set_minor_formatter(NullFormatter())
     _tokens(axes, sorted({row["length"] for row in result["rows"]}))
@@ -102,6 +103,7 @@ def _lines(rows: Sequence[dict[str, Any]]) -> list[tuple[str, list[dict[str, Any
 def _tokens(axes: Axes, lengths: Sequence[int]) -> None:
     """A logarithmic axis that names these lengths only."""
     axes.set_xscale("log", base=2)
+    axes.set_xlim(min(lengths) / 1.5, max(lengths) * 1.5)
     axes.set_xticks(lengths, [f"{tokens // 1024}k" for tokens in lengths])
     axes.xaxis.set_minor_formatter(NullFormatter())
     axes.set_xlabel("tokens")
