@@ -168,24 +168,24 @@ def quality(folder: Path, count: int, runs: Path) -> dict[str, object]:
     return {"captions": count, "offered": OFFERED, "chance": 1 / OFFERED, "rows": [asdict(r) for r in rows]}
 
 
-def grid(folder: Path, side: int = 96, label: int = 170) -> Image.Image:
+def grid(folder: Path, side: int = 96, label: int = 210, top: int = 24) -> Image.Image:
     """The first 24 held-out captions at 1, 2, 4 and 8 steps and the teacher's 32, first seed, nothing chosen."""
     prompts = [scene.caption for scene in held_out(24)]
     words, vae = Words(), PatchAutoencoder.from_pretrained(folder / "vae").float().eval()
     shown = [m for m in models(folder) if m.name != "teacher" or m.steps == 32]
     shown.sort(key=lambda m: m.steps)
     half, width = len(prompts) // 2, label + len(shown) * side
-    sheet = Image.new("RGB", (2 * width, (half + 1) * side), "white")
+    sheet = Image.new("RGB", (2 * width, half * side + top), "white")
     write = ImageDraw.Draw(sheet)
     for i, prompt in enumerate(prompts):
-        write.text((i // half * width + 8, (i % half + 1) * side + side // 2), prompt, fill="black")
+        write.text((i // half * width + 8, i % half * side + top + side // 2), prompt, fill="black")
     for column, model in enumerate(shown):
         pictures = drawn_by(model, words, vae, prompts)
         left = label + column * side
         for part in (0, 1):
-            write.text((part * width + left + 4, side - 16), f"{model.steps} {model.name[:7]}", fill="black")
+            write.text((part * width + left + 4, top - 16), f"{model.steps} {model.name[:7]}", fill="black")
             strip = tiled(pictures[part * half : (part + 1) * half], 1)
-            sheet.paste(strip.resize((side, half * side), Image.Resampling.LANCZOS), (part * width + left, side))
+            sheet.paste(strip.resize((side, half * side), Image.Resampling.LANCZOS), (part * width + left, top))
     return sheet
 
 

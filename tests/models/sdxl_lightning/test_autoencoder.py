@@ -11,6 +11,7 @@ from torch import Tensor
 
 from models.sdxl_lightning.autoencoder import PatchAutoencoder, crops, psnr, reconstruction_loss
 from models.sdxl_lightning.basis import FACTOR, LATENT_CHANNELS, Basis, to_tensor
+from models.weights import ASSETS
 
 
 @pytest.fixture(scope="module")
@@ -96,3 +97,13 @@ def test_decibels_of_a_known_error(basis: Basis) -> None:
 def test_values_span_minus_one_to_one() -> None:
     x = to_tensor(np.array([[[[0, 127, 255]]]], np.uint8))
     assert x.flatten().tolist() == pytest.approx([-1, 127 / 127.5 - 1, 1])
+
+
+def test_the_shipped_one_redraws_flat_shapes() -> None:
+    """Shapes it has not seen, at places off the patches' grid."""
+    picture = np.full((1, 256, 256, 3), 255, np.uint8)
+    row, column = np.mgrid[0:256, 0:256]
+    picture[0, (row - 131) ** 2 + (column - 93) ** 2 < 70**2] = (230, 60, 40)
+    picture[0, 37:90, 150:229] = (40, 90, 220)
+    vae = PatchAutoencoder.from_pretrained(ASSETS / "sdxl_lightning" / "vae").float().eval()
+    assert psnr(vae, picture) > 28

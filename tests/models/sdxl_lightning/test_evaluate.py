@@ -5,8 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from models.sdxl_lightning.evaluate import OFFERED, Model, _others
+from models.sdxl_lightning.evaluate import OFFERED, SHIPPED, Model, Words, _others, models
+from models.sdxl_lightning.flow import sampled
 from models.sdxl_lightning.judge import PATCH, Judge, chosen, frechet_distance
+from models.sdxl_lightning.network import LATENT
 
 numpy = pytest.importorskip("numpy")
 
@@ -66,3 +68,18 @@ def test_the_judge_reads_its_published_weights_and_sees_the_centre_in_patches() 
     assert PATCH < 240
     assert torch.equal(judge.patch(changed), judge.patch(torch.zeros_like(changed)))
     assert not torch.equal(judge.whole(changed), judge.whole(torch.zeros_like(changed)))
+
+
+def test_the_shipped_students_land_where_the_shipped_teacher_lands() -> None:
+    """From the same noise, for words of the training and for a held-out combination; in latents of variance 1."""
+    words, noise = Words(), torch.randn((2, *LATENT), generator=torch.Generator().manual_seed(0))
+    told = words(["red car", "panda with a crown"])
+    shipped = list(models(SHIPPED))
+    teacher = next(m for m in shipped if m.name == "teacher" and m.steps == 8)
+    goal = sampled(teacher.network, "v_prediction", 8, noise, told, words.empty, teacher.guidance)
+    students = [m for m in shipped if m.name != "teacher"]
+    assert {m.steps for m in students} == {1, 2, 4, 8}
+    for student in students:
+        made = sampled(student.network, student.prediction, student.steps, noise, told)
+        near, far = (made - goal).square().mean(), (made - goal.flip(0)).square().mean()
+        assert far > 4 * near, f"{student.steps} steps: {near:.3f} from its own, {far:.3f} from the other"
