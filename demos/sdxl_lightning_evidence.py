@@ -50,9 +50,9 @@ PICTURES = {
     "4 and 8 steps and the teacher at 32"
 }
 MEASURES = {
-    "fid": "Whole pictures: distance from the drawings (lower is better)",
-    "patch_fid": "Patches: distance from the drawings (lower is better)",
-    "match": "Share of pictures whose caption is found among ten (higher is better)",
+    "fid": "FID, whole pictures (lower is better)",
+    "patch_fid": "FID, patches (lower is better)",
+    "match": "Right caption of ten (higher is better)",
 }
 LIMITS = (
     "**Limits, as the paper states them.** One network for each step count. The network's shape is not made for one "
@@ -123,6 +123,7 @@ def _record(path: Path) -> None:
         return
     if all(name in rows[0] for name in ("name", "steps", *MEASURES)):
         _curves(rows)
+        gr.Markdown(_reading_here(rows))
     keys = list(dict.fromkeys(key for row in rows for key in row))
     titles = [str(key).replace("_", " ").capitalize() for key in keys]
     gr.HTML(_table(titles, [[_shown(row.get(key)) for key in keys] for row in rows], origin, "lp-here"))
@@ -143,6 +144,25 @@ def _curves(rows: Sequence[Mapping[str, Any]]) -> None:
                 frame, x="steps", y=name, color="model", title=said, x_title="steps", sort=steps, height=300,
                 y_title=name.replace("_", " "), buttons=["export", "fullscreen"],
             )  # fmt: skip
+
+
+def _reading_here(rows: Sequence[Mapping[str, Any]]) -> str:
+    """What the recorded rows say of each student, against the teacher at its most steps and at the same steps."""
+    teachers = {row["steps"]: row for row in rows if row["name"] == "teacher"}
+    if not teachers:
+        return ""
+    best = teachers[max(teachers)]
+    lines = [f"**Here**, against the teacher at {best['steps']} steps:"]
+    for row in sorted((row for row in rows if row["name"].startswith("student")), key=lambda row: row["steps"]):
+        text = f"- {row['name']}, {row['steps']} step{'s' * (row['steps'] > 1)}: "
+        text += f"patch FID {row['patch_fid'] / best['patch_fid']:.2f}x, FID {row['fid'] / best['fid']:.2f}x, "
+        text += f"caption match {row['match']:.0%} ({best['match']:.0%})"
+        same = teachers.get(row["steps"])
+        if same is not None:
+            verb = "better" if row["patch_fid"] < same["patch_fid"] else "not better"
+            text += f"; in patch FID {verb} than the teacher at the same steps ({same['patch_fid']:.0f})"
+        lines.append(text)
+    return "\n".join([lines[0], "", *lines[1:]])
 
 
 def _shown(value: Any) -> str:

@@ -141,6 +141,7 @@ class Family:
     def __post_init__(self) -> None:
         self.encoder = Encoder(self.pipe)
         self._networks: OrderedDict[tuple[Any, ...], tuple[UNet2DConditionModel, tuple[str, ...]]] = OrderedDict()
+        self._plans: dict[tuple[Network, int], schedulers.Plan] = {}
         self._loading = threading.Lock()
 
     @property
@@ -304,18 +305,12 @@ class Family:
         if self.activate is not None:
             self.activate(network)
         started, previews = time.perf_counter(), seconds.previews
-        is_teacher = order.network == TEACHER
-        fresh = (
-            schedulers.teacher_scheduler(self.base)
-            if is_teacher
-            else schedulers.student_scheduler(self.base, order.steps)
-        )
-        plan = schedulers.plan(fresh, order.steps)
+        plan = self._plan(order.network, order.steps)
         w, h = (side // self.grid for side in order.size)
         device = self.pipe._execution_device
         x = sampling.noise(seeds, (network.config.in_channels, h, w)).to(device)
         if order.picture is None:
-            x = x * float(fresh.init_noise_sigma)
+            x = x * float(plan.sigmas[0])
         else:
             assert order.strength is not None
             plan = plan.last(order.strength)
@@ -330,6 +325,17 @@ class Family:
         )  # fmt: skip
         seconds.network += time.perf_counter() - started - (seconds.previews - previews)
         return clean
+
+    def _plan(self, network: Network, steps: int) -> schedulers.Plan:
+        """The network's plan, from a fresh scheduler of the pristine config the first time."""
+        if (network, steps) not in self._plans:
+            fresh = (
+                schedulers.teacher_scheduler(self.base)
+                if network == TEACHER
+                else schedulers.student_scheduler(self.base, steps)
+            )
+            self._plans[network, steps] = schedulers.plan(fresh, steps)
+        return self._plans[network, steps]
 
     def _extra(self, condition: Conditioning, size: tuple[int, int]) -> dict[str, Tensor] | None:
         """SDXL's added conditioning: pooled text; original size, crop corner and target size."""
