@@ -26,8 +26,10 @@ if TYPE_CHECKING:
     from models.yolov9.track import Tracker
 
 ASSETS = Path(__file__).resolve().parent.parent / "assets" / "yolov9"
-SIZES = {"embedded": (192, 256, 320, 416, 640), "official": (320, 416, 512, 640, 960, 1280)}
-DEFAULT_SIZE = {"embedded": 192, "official": 640}  # the embedded weights were trained on small pictures
+SIZES = {"embedded": (128, 192, 256, 320, 416, 640), "official": (320, 416, 512, 640, 960, 1280)}
+# The embedded weights were trained on small pictures: 128 for a card held up or one large object, 192 for scenes.
+DEFAULT_SIZE = {"embedded": 128, "official": 640}
+SIZE_HINT = {"embedded": "128 for one large object, 192 or 256 for scenes", "official": None}
 EMBEDDED_BYTES, OFFICIAL_BYTES = 60_000_000, {"t": 60e6, "s": 110e6, "m": 220e6, "c": 300e6, "e": 500e6}
 FORMATS = ("JSON", "CSV", "COCO", "YOLO")
 SUFFIX = {"JSON": ".json", "CSV": ".csv", "COCO": ".json", "YOLO": ".txt"}
@@ -92,7 +94,12 @@ def _settings(options: AppOptions, handles: dict[str, Handle]) -> list[gr.compon
     )
     confidence = gr.Slider(0, 1, 0.25, step=0.01, label="Confidence", info="Hide boxes scored below this")
     iou = gr.Slider(0, 1, 0.45, step=0.01, label="Overlap (IoU)", info="Merge boxes that overlap more")
-    size = gr.Radio(list(SIZES[options.tier]), value=DEFAULT_SIZE[options.tier], label="Input size (px)")
+    size = gr.Radio(
+        list(SIZES[options.tier]),
+        value=DEFAULT_SIZE[options.tier],
+        label="Input size (px)",
+        info=SIZE_HINT[options.tier],
+    )
     classes = gr.Dropdown(
         [(name, i) for i, name in enumerate(COCO_NAMES)], multiselect=True, label="Only these classes"
     )

@@ -27,7 +27,8 @@ PAPER_PGI = "AP of GELAN-S 46.7 to 46.8, M 51.1 to 51.4, C 52.5 to 53.0, E 55.0 
 
 def show_evidence(folder: Path) -> None:
     """One table a recorded file; a file that is missing says how to make it."""
-    _embedded(_read(folder, "embedded"))
+    for name in ("embedded", "embedded-128"):
+        _embedded(_read(folder, name))
     _ablation(_read(folder, "ablation"), folder / "ablation.png")
     _speed(_read(folder, "speed"), _read(folder, "webcam"))
     _photos(_read(folder, "photos"))
@@ -67,7 +68,7 @@ def _embedded(data: dict[str, Any] | None) -> None:
             ),
             EvidenceRow("Classes with training pictures", "80", str(len(result["classes_trained"]))),
         ],
-        _caption("Embedded weights: YOLOv9-T trained here on clip art", data),
+        _caption(f"Embedded weights at {result['size']} px: YOLOv9-T trained here on clip art", data),
     )
 
 

@@ -1,6 +1,8 @@
 """Trains a YOLOv9 (with PGI) or GELAN network; resumes by itself from the last checkpoint in `--out`.
 
     python -m models.yolov9.train --data embedded --init runs/yolov9/pretrain/detector.pt --out runs/yolov9/embedded
+    python -m models.yolov9.train --data embedded --init runs/yolov9/embedded/last.pt --out runs/yolov9/more \\
+        --epochs 9 --lr 8e-4 --seed 1                                             # the shipped weights: these two runs
     python -m models.yolov9.train --data my/data.yaml --out runs/yolov9/mine      # YOLO format
     python -m models.yolov9.train --data my/annotations.json --images my/images --out runs/yolov9/mine   # COCO
 

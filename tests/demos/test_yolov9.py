@@ -12,7 +12,7 @@ from demos.yolov9_evidence import verdict
 
 ASSETS = Path(__file__).resolve().parent.parent.parent / "assets" / "yolov9"
 BUS = handle_file(ASSETS / "cards" / "bus.png")
-SETTINGS = ("t", 0.25, 0.45, 192, [], False, 100, False, True)
+SETTINGS = ("t", 0.25, 0.45, 128, [], False, 100, False, True)
 
 
 @pytest.fixture(scope="module")

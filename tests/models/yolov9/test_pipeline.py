@@ -137,14 +137,14 @@ def test_any_shape_of_picture_works(detector, shape):
 
 
 def test_shipped_weights_find_what_they_were_trained_for(detector, flash_card_pictures):
-    """Flash cards on plain grey: the recorded share with the right top label is 56 %, at the size trained on."""
+    """Flash cards on plain grey: the share with the right top label is 85 % at 128 px, the tab's choice."""
     right = 0
     for name, picture in flash_card_pictures:
         canvas = Image.new("RGB", (320, 320), (150, 155, 160))
         canvas.paste(picture.resize((160, 160)), (80, 80))
-        found = detector.detect(canvas, size=192, confidence=0.05)
+        found = detector.detect(canvas, size=128, confidence=0.05)
         right += len(found) > 0 and found.labels[0] == name
-    assert right / len(flash_card_pictures) >= 0.45
+    assert right / len(flash_card_pictures) >= 0.8
 
 
 def test_class_filter_and_order(detector, flash_card_pictures):
