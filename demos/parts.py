@@ -16,7 +16,7 @@ from typing import Any, NoReturn, TypeVar
 import gradio as gr
 
 from demos.registry import AppOptions, Demo
-from models.errors import Cancelled, OutOfMemory, UserError, is_out_of_memory
+from models.errors import BadInput, Cancelled, OutOfMemory, UserError, is_out_of_memory
 from models.runtime import ModelHandle, ModelInfo, Status
 
 __all__ = [
@@ -24,6 +24,7 @@ __all__ = [
     "Cancel",
     "Demo",
     "EvidenceRow",
+    "bar",
     "cancel_by",
     "evidence_html",
     "evidence_table",
@@ -34,6 +35,7 @@ __all__ = [
     "status_line",
     "streamed",
     "user_errors",
+    "whole",
 ]
 
 logger = logging.getLogger(__name__)
@@ -145,6 +147,29 @@ def streamed(work: Callable[[Callable[[Any], None]], None], cancel: Cancel) -> I
     finally:
         cancel["asked"] = True  # the visitor may have left in the middle
         thread.join()
+
+
+def whole(what: str, value: Any, low: int | None = None, high: int | None = None) -> int:
+    """A whole number, within `low` to `high` if given, which over the API anything can be.
+
+    Raises `BadInput` naming `what`.
+    """
+    asked = "a whole number" if low is None else f"a whole number from {low} to {high}"
+    try:
+        number = int(value)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise BadInput(f"{what} must be {asked}.") from error
+    if number != value or (low is not None and number < low) or (high is not None and number > high):
+        raise BadInput(f"{what} must be {asked}; got {value}.")
+    return number
+
+
+def bar(text: str, done: int, total: int) -> str:
+    """A progress bar with words beside it. HTML."""
+    return (
+        f'<p><progress max="{total}" value="{done}" style="accent-color: var(--color-accent)"></progress> '
+        f"{escape(text)}</p>"
+    )
 
 
 def private_folder() -> Path:

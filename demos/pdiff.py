@@ -14,7 +14,7 @@ from demos import parts
 from demos.pdiff_evidence import show_evidence
 from demos.pdiff_live import live_panel
 from demos.pdiff_novelty import novelty_panel
-from demos.pdiff_parts import JOBS, NOISY, Generated, Handles, accuracy_table, bar, whole
+from demos.pdiff_parts import JOBS, NOISY, Generated, Handles, accuracy_table
 from demos.pdiff_use import use_panel
 from demos.registry import AppOptions, demo
 from models import pdiff
@@ -61,7 +61,7 @@ class Order:
         zoo, count, seed, sampler = values
         if zoo not in ZOOS or sampler not in SAMPLERS:
             raise BadInput(f"Choose a zoo of {', '.join(ZOOS)} and a sampler of {', '.join(SAMPLERS)}.")
-        numbers = whole("The number of networks", count), whole("The seed", seed)
+        numbers = parts.whole("The number of networks", count), parts.whole("The seed", seed)
         if not 1 <= numbers[0] <= MOST:
             raise BadInput(f"Generate between 1 and {MOST} networks; got {numbers[0]}.")
         return cls(zoo, *numbers, sampler)
@@ -148,7 +148,7 @@ def _generate(handle: Handle, order: Order, cancel: parts.Cancel) -> Iterator[tu
                 picture = gr.skip()
                 if event["latents"] is not None:
                     picture = latent_figure(event["latents"], originals, event["text"])
-                yield bar(event["text"], event["done"], event["total"]), picture, *still[2:]
+                yield parts.bar(event["text"], event["done"], event["total"]), picture, *still[2:]
         except Cancelled:
             yield "<p>Cancelled. Nothing was kept.</p>", *still[1:]
             return

@@ -9,7 +9,7 @@ from typing import Any
 import gradio as gr
 
 from demos import parts
-from demos.pdiff_parts import JOBS, accuracy_table, bar, whole
+from demos.pdiff_parts import JOBS, accuracy_table
 from models import pdiff
 from models.errors import BadInput, Cancelled
 
@@ -51,7 +51,7 @@ def live_panel() -> None:
 
     @parts.user_errors
     def run_live(cancel: parts.Cancel, checkpoints: float, seed: float) -> Iterator[tuple[Any, ...]]:
-        count, number = whole("The number of checkpoints", checkpoints), whole("The seed", seed)
+        count, number = parts.whole("The number of checkpoints", checkpoints), parts.whole("The seed", seed)
         if not FEWEST <= count <= MOST:
             raise BadInput(f"Collect between {FEWEST} and {MOST} checkpoints; got {count}.")
         cancel["asked"] = False
@@ -71,7 +71,7 @@ def _live(count: int, seed: int, cancel: parts.Cancel) -> Iterator[tuple[Any, ..
     losses: dict[str, list[float]] = {}
     drawn = 0.0
     result: dict[str, Any] = {}
-    yield bar("Making the data set", 0, 1), curves_figure(losses), None, ""
+    yield parts.bar("Making the data set", 0, 1), curves_figure(losses), None, ""
     try:
         for event in parts.streamed(lambda report: _run(count, seed, result, report), cancel):
             if event.stage in STAGES:
@@ -79,7 +79,7 @@ def _live(count: int, seed: int, cancel: parts.Cancel) -> Iterator[tuple[Any, ..
             if time.perf_counter() - drawn > DRAW_SECONDS:
                 drawn = time.perf_counter()
                 text = f"{STAGES.get(event.stage, event.stage)}, {event.step} of {event.total}"
-                yield bar(text, event.step, event.total), curves_figure(losses), gr.skip(), gr.skip()
+                yield parts.bar(text, event.step, event.total), curves_figure(losses), gr.skip(), gr.skip()
     except Cancelled:
         yield "<p>Cancelled.</p>", curves_figure(losses), None, ""
         return

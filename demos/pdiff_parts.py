@@ -15,30 +15,11 @@ Handles = Mapping[str, Handle]
 Generated = dict[str, Any]  # one visitor's networks: zoo, latents (N, d), accuracy (N,), wrong (N, n/8) as bits
 
 
-def whole(what: str, value: Any) -> int:
-    """A whole number, which over the API anything can be. Raises `BadInput` naming `what`."""
-    try:
-        number = int(value)
-    except (TypeError, ValueError, OverflowError) as error:
-        raise BadInput(f"{what} must be a whole number.") from error
-    if number != value:
-        raise BadInput(f"{what} must be a whole number; got {value}.")
-    return number
-
-
 def kept(state: Generated | None) -> Generated:
     """The visitor's networks. Raises `BadInput` if there are none yet."""
     if state is None:
         raise BadInput("There is no generated network yet. Press Generate first.")
     return state
-
-
-def bar(text: str, done: int, total: int) -> str:
-    """A progress bar with words beside it. HTML."""
-    return (
-        f'<p><progress max="{total}" value="{done}" style="accent-color: var(--color-accent)"></progress> '
-        f"{escape(text)}</p>"
-    )
 
 
 def accuracy_table(groups: Mapping[str, Any]) -> str:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import gradio as gr
 
 from demos import parts
-from demos.pdiff_parts import Generated, Handles, kept, whole
+from demos.pdiff_parts import Generated, Handles, kept
 from models.errors import BadInput
 
 if TYPE_CHECKING:
@@ -155,7 +155,7 @@ def _vector(pipeline: Pipeline, state: Generated, index: int) -> Any:
 
 
 def _index(state: Generated, number: Any) -> int:
-    index = whole("The network's number", number)
+    index = parts.whole("The network's number", number)
     if not 0 <= index < len(state["latents"]):
         raise BadInput(
             f"There are {len(state['latents'])} generated networks, from 0. Number {index} is not among them."

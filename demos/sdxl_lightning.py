@@ -24,7 +24,6 @@ from demos.sdxl_lightning_parts import (
     STEPS,
     TEACHER_STEPS,
     Studio,
-    bar,
     caption,
     keep,
     lora_path,
@@ -36,7 +35,6 @@ from demos.sdxl_lightning_parts import (
     size_of,
     steps_of,
     student,
-    whole,
 )
 from demos.sdxl_lightning_walk import seeds_and_walks_tab
 from models import sdxl_lightning
@@ -249,13 +247,13 @@ def _order(family: Family, values: tuple[Any, ...]) -> Order:
     return Order(
         prompt,
         network,
-        steps=whole("The teacher's steps", teacher_steps, 1, MOST_TEACHER_STEPS) if is_teacher else None,
+        steps=parts.whole("The teacher's steps", teacher_steps, 1, MOST_TEACHER_STEPS) if is_teacher else None,
         seed=new_seed() if fresh else seed_of(seed),
-        count=whole("The number of pictures", count, 1, MOST_AT_ONCE),
+        count=parts.whole("The number of pictures", count, 1, MOST_AT_ONCE),
         size=size_of(size),
         guidance=number("Guidance", guidance, 1, 30) if is_teacher and guidance is not None else None,
         picture=read_image(start) if start else None,
-        strength=whole("The strength", strength, 1, MOST_TEACHER_STEPS) if start else None,
+        strength=parts.whole("The strength", strength, 1, MOST_TEACHER_STEPS) if start else None,
         lora=lora_path(lora),
         lora_scale=number("The LoRA's strength", lora_scale, 0, 2),
     )
@@ -271,7 +269,7 @@ def _generate(
         result: list[Pictures] = []
         try:
             for done, total, image in parts.streamed(lambda report: _draw(family, order, result, report), cancel):
-                yield gr.skip() if image is None else image, bar(f"Step {done} of {total}", done, total), *still
+                yield gr.skip() if image is None else image, parts.bar(f"Step {done} of {total}", done, total), *still
         except Cancelled:
             yield gr.skip(), said("Cancelled. Nothing was kept."), *still
             return

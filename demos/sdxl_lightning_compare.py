@@ -15,7 +15,6 @@ from demos.sdxl_lightning_parts import (
     STEPS,
     TEACHER_STEPS,
     Studio,
-    bar,
     inline,
     milliseconds,
     prompt_box,
@@ -91,7 +90,7 @@ def _compare(studio: Studio, prompt: str, seed: int, cancel: parts.Cancel) -> It
         try:
             for event in parts.streamed(lambda report: _draw_all(family, prompt, seed, report), cancel):
                 if isinstance(event, str):
-                    yield bar(event, len(pictures), 2 * len(COLUMNS) - 1), gr.skip(), gr.skip()
+                    yield parts.bar(event, len(pictures), 2 * len(COLUMNS) - 1), gr.skip(), gr.skip()
                     continue
                 place, made = event
                 if isinstance(made, str):

@@ -58,17 +58,6 @@ class Studio:
         return EXAMPLES[self.tier][0]
 
 
-def whole(what: str, value: Any, low: int, high: int) -> int:
-    """A whole number in a range, which over the API anything can be. Raises `BadInput` naming `what`."""
-    try:
-        number = int(value)
-    except (TypeError, ValueError, OverflowError) as error:
-        raise BadInput(f"{what} must be a whole number from {low} to {high}.") from error
-    if number != value or not low <= number <= high:
-        raise BadInput(f"{what} must be a whole number from {low} to {high}; got {value}.")
-    return number
-
-
 def number(what: str, value: Any, low: float, high: float) -> float:
     """A number in a range. Raises `BadInput` naming `what`."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
@@ -77,7 +66,7 @@ def number(what: str, value: Any, low: float, high: float) -> float:
 
 
 def seed_of(value: Any) -> int:
-    return whole("The seed", value, 0, MOST_SEED)
+    return parts.whole("The seed", value, 0, MOST_SEED)
 
 
 def steps_of(value: Any) -> int:
@@ -148,14 +137,6 @@ def milliseconds(seconds: float) -> str:
 def said(*lines: str) -> str:
     """Lines of text as HTML paragraphs."""
     return "".join(f"<p>{escape(line)}</p>" for line in lines if line)
-
-
-def bar(text: str, done: int, total: int) -> str:
-    """A progress bar with words beside it. HTML."""
-    return (
-        f'<p><progress max="{total}" value="{done}" style="accent-color: var(--color-accent)"></progress> '
-        f"{escape(text)}</p>"
-    )
 
 
 def inline(image: Image.Image) -> str:

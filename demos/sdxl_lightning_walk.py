@@ -14,14 +14,12 @@ from demos.sdxl_lightning_parts import (
     JOBS,
     STEP_CHOICES,
     Studio,
-    bar,
     caption,
     keep,
     prompt_box,
     said,
     seed_of,
     steps_of,
-    whole,
 )
 from models.errors import Cancelled
 
@@ -102,7 +100,7 @@ def _seeds(studio: Studio, values: tuple[Any, ...], cancel: parts.Cancel) -> Ite
             prompt,
             family.student(steps_of(steps)),
             seed=seed_of(first),
-            count=whole("The number of pictures", count, 1, 64),
+            count=parts.whole("The number of pictures", count, 1, 64),
         )
         result: list[Any] = []
 
@@ -111,7 +109,7 @@ def _seeds(studio: Studio, values: tuple[Any, ...], cancel: parts.Cancel) -> Ite
 
         try:
             for done, total in parts.streamed(work, cancel):
-                yield bar(f"Network pass {done} of {total}", done, total), gr.skip()
+                yield parts.bar(f"Network pass {done} of {total}", done, total), gr.skip()
         except Cancelled:
             yield said("Cancelled."), gr.skip()
             return
@@ -125,13 +123,13 @@ def _walk(studio: Studio, values: tuple[Any, ...], cancel: parts.Cancel) -> Iter
     from models.sdxl_lightning.pipeline import Order
 
     start, end, steps, seed, frames = values
-    count = whole("The number of pictures", frames, 2, MOST_FRAMES)
+    count = parts.whole("The number of pictures", frames, 2, MOST_FRAMES)
     with studio.handle.use(gr.Progress()) as family:
         order = Order(start, family.student(steps_of(steps)), seed=seed_of(seed))
         seen: list[np.ndarray] = []
         try:
             for done in parts.streamed(lambda report: _collect(family, order, end, count, seen, report), cancel):
-                yield bar(f"Picture {done} of {count}", done, count), gr.skip(), gr.skip()
+                yield parts.bar(f"Picture {done} of {count}", done, count), gr.skip(), gr.skip()
         except Cancelled:
             yield said("Cancelled."), gr.skip(), gr.skip()
             return

@@ -38,7 +38,8 @@ def diffusers_pipe(folder, network):
     base = json.loads((folder / "scheduler" / "scheduler_config.json").read_text())
     scheduler = teacher_scheduler(base) if network == TEACHER else student_scheduler(base, network.steps)
     pipe = StableDiffusionPipeline(
-        vae=PatchAutoencoder.from_pretrained(folder / "vae", torch_dtype=torch.float32), text_encoder=text.text_encoder(),
+        vae=PatchAutoencoder.from_pretrained(folder / "vae", torch_dtype=torch.float32),
+        text_encoder=text.text_encoder(),
         tokenizer=text.tokenizer(), unet=teacher, scheduler=scheduler, safety_checker=None, feature_extractor=None,
         requires_safety_checker=False,
     )  # fmt: skip
