@@ -49,6 +49,7 @@ PICTURES = {
     "grid": "24 captions of combinations that training never showed, first seed, nothing chosen: the students at 1, 2, "
     "4 and 8 steps and the teacher at 32"
 }
+SHORT = {"fid": "FID", "patch_fid": "Patch FID", "match": "Right caption"}
 MEASURES = {
     "fid": "FID, whole pictures (lower is better)",
     "patch_fid": "FID, patches (lower is better)",
@@ -125,24 +126,25 @@ def _record(path: Path) -> None:
         _curves(rows)
         gr.Markdown(_reading_here(rows))
     keys = list(dict.fromkeys(key for row in rows for key in row))
-    titles = [str(key).replace("_", " ").capitalize() for key in keys]
+    titles = [SHORT.get(key, str(key).replace("_", " ").capitalize()) for key in keys]
     gr.HTML(_table(titles, [[_shown(row.get(key)) for key in keys] for row in rows], origin, "lp-here"))
 
 
 def _curves(rows: Sequence[Mapping[str, Any]]) -> None:
-    """Each measure against the number of steps, a line a model."""
+    """Each measure against the number of steps, a line a model: its LoRAs and full networks are one."""
     import pandas as pd
 
     drawn = [row for row in rows if row["steps"]]
     steps = [str(n) for n in sorted({row["steps"] for row in drawn})]
     frame = pd.DataFrame(
-        {"steps": str(row["steps"]), "model": row["name"], **{name: row[name] for name in MEASURES}} for row in drawn
+        {"steps": str(row["steps"]), "model": row["name"].partition(",")[0], **{name: row[name] for name in MEASURES}}
+        for row in drawn
     )
     with gr.Row():
         for name, said in MEASURES.items():
             gr.LinePlot(
                 frame, x="steps", y=name, color="model", title=said, x_title="steps", sort=steps, height=300,
-                y_title=name.replace("_", " "), buttons=["export", "fullscreen"],
+                y_title=SHORT[name], buttons=["export", "fullscreen"],
             )  # fmt: skip
 
 

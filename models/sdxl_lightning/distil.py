@@ -217,7 +217,7 @@ class Distiller:
             average.update(self.student)
             sums += torch.stack(
                 [critic_loss, adversarial, near, ((real > 0).sum() + (fake < 0).sum()) / (2 * len(real))]
-            ).detach()  # noqa: E501
+            ).detach()
             if (step + 1) % 20 == 0:
                 critic_mean, adversarial_mean, near_mean, right = (sums / 20).tolist()
                 run.log(critic=critic_mean, adversarial=adversarial_mean, near=near_mean, right=right)
