@@ -70,6 +70,15 @@ def prompt(page, place, text):
     return box
 
 
+def type_live(page, text):
+    """Types into the Live panel, once it is there: before its first picture it may still put its own words back."""
+    page.locator("#sdxl_lightning-live-run").click()
+    expect(page.locator("#sdxl_lightning-live-picture img")).to_be_visible(timeout=RUN)
+    box = prompt(page, "live-prompt", "")
+    box.press_sequentially(text, delay=30)
+    return box
+
+
 def more(page):
     page.get_by_role("button", name="More").locator("visible=true").click()
 
@@ -148,9 +157,8 @@ def test_a_long_job_is_cancelled(tiny):
 
 def test_typing_live_the_newest_words_win(tiny):
     tab(tiny, "Live")
-    box, said = prompt(tiny, "live-prompt", ""), tiny.locator("#sdxl_lightning-live-said")
-    box.press_sequentially("a blue apple", delay=30)
-    picture = tiny.locator("#sdxl_lightning-live-picture img")
+    picture, said = tiny.locator("#sdxl_lightning-live-picture img"), tiny.locator("#sdxl_lightning-live-said")
+    box = type_live(tiny, "a blue apple")
     expect(picture).to_have_attribute("src", re.compile("a-blue-apple-1-step-0"), timeout=RUN)
     expect(said).to_contain_text("1 network evaluation")
     box.fill("x" * 1001)
@@ -199,7 +207,8 @@ def test_the_shipped_networks_draw(page):
 @complete
 def test_the_shipped_students_follow_typing(page):
     tab(page, "Live")
-    prompt(page, "live-prompt", "").press_sequentially("fox on a pink background", delay=50)
+    type_live(page, "fox on a pink background")
+    expect(page.locator("#sdxl_lightning-live-picture img")).to_have_attribute("src", re.compile("fox-on-a-pink"))
     expect(page.locator("#sdxl_lightning-live-said")).to_contain_text("1 network evaluation", timeout=RUN)
     screenshot(page, f"sdxl_lightning-live-{page.shade}")
 
