@@ -56,7 +56,7 @@ def open_page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[...
             page.on("pageerror", lambda error: page.problems.append(str(error)))
             page.on("console", lambda m: page.problems.append(m.text) if m.type == "error" else None)
             page.goto(url)
-            page.wait_for_selector("#yolov9-card")
+            page.wait_for_selector("#yolov9-card", state="attached")  # another tab may be open already
             return page
 
         yield open_one
