@@ -1,0 +1,16 @@
+"""What the miniature's stream looks like: how many codes each medium has, and the runs it may generate."""
+
+from __future__ import annotations
+
+from models.anygpt.grammar import Rule
+from models.anygpt.vocabulary import Codes, Layout, Medium
+
+LAYOUT = Layout(image=Codes(512), speech=Codes(256), music=Codes(256, layers=2), audio=None)
+IMAGE_CODES = 16  # 4 x 4, row by row
+MUSIC_FRAMES = 50  # 4 s at 12.5 frames a second
+SPEECH_CODES = 250  # a cap; about 12 a second, since repeated codes are merged
+RULES: dict[Medium, Rule] = {
+    "image": Rule(IMAGE_CODES, IMAGE_CODES, 2),
+    "speech": Rule(1, SPEECH_CODES, 2),
+    "music": Rule(2 * MUSIC_FRAMES, 2 * MUSIC_FRAMES, 1),
+}
