@@ -31,9 +31,8 @@ def tokenizer() -> BertTokenizer:
 
 def text_encoder() -> BertModel:
     """MiniLM in evaluation mode, float32, without its pooling layer. Raises `WeightsNotFound` without its package."""
-    model = BertModel.from_pretrained(
-        resolve(SOURCE).path, add_pooling_layer=False, dtype=torch.float32, local_files_only=True
-    )
+    model = BertModel.from_pretrained(resolve(SOURCE).path, dtype=torch.float32, local_files_only=True)
+    model.pooler = None  # read with it: without, transformers reports its weights as unexpected
     model.config.use_attention_mask = True  # read by StableDiffusionPipeline.encode_prompt
     return model.eval().requires_grad_(False)
 

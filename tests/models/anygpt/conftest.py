@@ -2,23 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
-import torch
 from transformers import LlamaForCausalLM, PreTrainedTokenizerBase
 
 from models.anygpt.vocabulary import Vocabulary, Words, extend
 from tests.models.anygpt.tiny import SMALL, llama_tokenizer, tiny_llama
+from tests.one_thread import one_thread
 
-
-@pytest.fixture(autouse=True, scope="package")
-def one_thread() -> Iterator[None]:
-    """Threads only wait for one another here."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+__all__ = ["one_thread"]
 
 
 @pytest.fixture(scope="session")

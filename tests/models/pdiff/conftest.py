@@ -1,23 +1,15 @@
 """One thread for tests of many small tensors; a small data set and collection made on the spot."""
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 
 from models.pdiff.collect import Collection, Schedule, collect
 from models.pdiff.data import Data
+from tests.one_thread import one_thread
+
+__all__ = ["one_thread"]
 
 QUICK = Schedule(base_lr=5e-3, base_epochs=2, lr=0.02, batch=32)
-
-
-@pytest.fixture(autouse=True, scope="package")
-def one_thread() -> Iterator[None]:
-    """Threads only wait for one another here."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="session")

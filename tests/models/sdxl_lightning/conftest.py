@@ -1,7 +1,6 @@
 """Tiny pipelines of the real classes with random weights; the tokenizers are made here, so nothing is fetched."""
 
 import string
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -29,17 +28,11 @@ from models.sdxl_lightning.autoencoder import PatchAutoencoder
 from models.sdxl_lightning.network import build_unet
 from models.sdxl_lightning.schedule import scheduler_config
 from models.sdxl_lightning.schedulers import SDXL_BASE
+from tests.one_thread import one_thread
+
+__all__ = ["one_thread"]
 
 WORDS = ("a", "apple", "blue", "red", "cat", "dog", "with", "and", "two", "pears", "on", "background", "pink", "fox")
-
-
-@pytest.fixture(autouse=True, scope="package")
-def one_thread() -> Iterator[None]:
-    """Threads only wait for one another here."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def clip_tokenizer(pad: str = "<|endoftext|>") -> CLIPTokenizer:
