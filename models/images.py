@@ -10,6 +10,7 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from models.errors import BadInput
+from models.files import check_given
 
 MAX_PIXELS = 64_000_000  # a 64-megapixel phone picture; beyond is refused before it is decoded
 
@@ -30,15 +31,8 @@ def read_image(source: str | Path | bytes | Image.Image | np.ndarray) -> Image.I
         return _rgb(_from_array(source))
     if isinstance(source, Image.Image):
         return _rgb(_checked(source))
-    if isinstance(source, bytes):
-        size, stream = len(source), io.BytesIO(source)
-    else:
-        path = Path(source)
-        if not path.is_file():
-            raise BadInput(f"There is no picture called {path.name!r}. Choose a file that exists.")
-        size, stream = path.stat().st_size, io.BytesIO(path.read_bytes())
-    if size == 0:
-        raise BadInput("The picture is empty (0 bytes). Choose another file.")
+    check_given(source, "picture")
+    stream = io.BytesIO(source if isinstance(source, bytes) else Path(source).read_bytes())
     try:
         with warnings.catch_warnings():
             # Pillow's own bomb limit is checked below, against ours.

@@ -11,6 +11,7 @@ import av
 import numpy as np
 
 from models.errors import BadInput
+from models.files import check_given
 
 MAX_FRAME_PIXELS = 4096 * 2304
 FALLBACK_RATE = Fraction(30)  # where a file names no frame rate
@@ -74,9 +75,7 @@ class Writer:
 
 
 def _open(path: str | Path) -> av.container.InputContainer:
-    path = Path(path)
-    if not path.is_file() or path.stat().st_size == 0:
-        raise BadInput("The video is empty (0 bytes). Choose another file.")
+    check_given(path, "video")
     try:
         # A demuxer may follow references to other files or addresses (playlists): only this file is read.
         container = av.open(str(path), options={"protocol_whitelist": "file"}, metadata_errors="replace")

@@ -12,6 +12,7 @@ import av
 import numpy as np
 
 from models.errors import BadInput
+from models.files import check_given
 
 SHORTEST = 0.1  # seconds
 SILENCE = 1e-3  # -60 dB: below, it is room noise and not a recording of something
@@ -120,16 +121,8 @@ def _mono(frame: av.AudioFrame) -> np.ndarray:
 
 
 def _decoded(source: str | Path | bytes) -> Iterator[av.AudioFrame]:
-    file: str | io.BytesIO
-    if isinstance(source, bytes):
-        size, file = len(source), io.BytesIO(source)
-    else:
-        path = Path(source)
-        if not path.is_file():
-            raise BadInput(f"There is no sound file called {path.name!r}. Choose a file that exists.")
-        size, file = path.stat().st_size, str(path)
-    if size == 0:
-        raise BadInput("The sound file is empty (0 bytes). Record it again, or choose another file.")
+    check_given(source, "sound file")
+    file = io.BytesIO(source) if isinstance(source, bytes) else str(source)
     try:
         # A demuxer may follow references to other files or addresses (playlists): only this file is read.
         with av.open(file, "r", options={"protocol_whitelist": "file"}, metadata_errors="replace") as container:
