@@ -81,9 +81,9 @@ class AnyGPT:
         system = (*self.words.begin, *templates.encode(templates.system(template), self.words))
         prompt, left_out = trim(system, whole, self.lm.window - s.tokens - len(opening))
         ids = generate(self.lm, [*prompt, *opening], grammar, _preset(s), s.seed)
-        return Reply(
-            self, s, opening if medium is None else opening[:-1], _begun(opening, medium), ids, on_token, left_out
-        )
+        begun = _begun(opening, medium)
+        opened = opening[: len(opening) - len(begun)]
+        return Reply(self, s, opened, begun, ids, on_token, left_out, (*prompt, *opened))
 
     def user_turn(self, parts: str | Sequence[Part], task: str = "interleaved", template: str = "MMGPT") -> Turn:
         """A user's turn, encoded; keep it and hand it to `chat` again in later rounds."""
@@ -133,6 +133,7 @@ class Reply:
     """An iterator over the parts of one reply. Closing it stops the work; what was whole stays in `turn`.
 
     left_out: how many of the oldest turns did not fit into the model's window.
+    prompt: the ids that the model reads before those of the reply; a forced start marker counts as the reply's.
     """
 
     def __init__(
@@ -144,8 +145,9 @@ class Reply:
         ids: Iterator[int],
         on_token: OnToken,
         left_out: int,
+        prompt: tuple[int, ...] = (),
     ) -> None:
-        self.left_out = left_out
+        self.left_out, self.prompt = left_out, prompt
         self._model, self._settings, self._opening = model, settings, opening
         self._ids: list[int] = []
         self._parts: list[Part] = []
