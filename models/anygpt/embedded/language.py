@@ -19,8 +19,8 @@ Speaker = Literal["user", "bot"]
 
 # What six or more emoji vendors draw alike.
 OBJECTS = (
-    "apple", "banana", "pear", "lemon", "strawberry", "cherry", "carrot", "mushroom", "tree", "flower",
-    "cat", "dog", "rabbit", "bird", "fish", "butterfly", "car", "bus", "boat", "rocket",
+    "apple", "banana", "pear", "lemon", "strawberry", "cherry", "elephant", "mushroom", "tree", "flower",
+    "cat", "dog", "rabbit", "turtle", "whale", "butterfly", "car", "bus", "boat", "rocket",
     "balloon", "house", "ball", "heart", "star", "moon", "umbrella", "hat", "book", "bell",
     "guitar", "key",
 )  # fmt: skip
