@@ -1,0 +1,306 @@
+"""Makes the speech codec of the embedded tier, step by step; each step takes up what is there in `--out`.
+
+    python -m models.anygpt.embedded.speech_train data       # speaks the sentences in all voices
+    python -m models.anygpt.embedded.speech_train tokens     # trains what hears: samples -> codes
+    python -m models.anygpt.embedded.speech_train codes      # writes runs/anygpt/speech.jsonl for the language model
+    python -m models.anygpt.embedded.speech_train acoustic   # trains what speaks: codes -> samples
+    python -m models.anygpt.embedded.speech_train ship       # assets/anygpt/speech.safetensors
+    python -m models.anygpt.embedded.speech_train judge      # error rates, to assets/anygpt/evidence/speech.json
+
+Needs requirements-recipes.txt, and the programs flite and espeak-ng. On two cores: data 6 minutes, tokens 20,
+codes 6, acoustic 40.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import time
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from models.anygpt.embedded import speech_align, speech_data, speech_whisper
+from models.anygpt.embedded.speech_data import HELD_OUT_VOICE, OWN_VOICE, Store, Utterance
+from models.anygpt.embedded.speech_ear import ALPHABET, PRIOR, SILENCE, Ear, features, log_mel, merged
+from models.anygpt.embedded.speech_ear import HOP as EAR_HOP
+from models.anygpt.embedded.speech_judge import distance
+from models.anygpt.embedded.speech_mouth import Frames, Mouth
+from models.anygpt.embedded.speech_source import BINS, HOP, VOICED
+
+OUT = Path("runs/anygpt/speech")
+CODES = Path("runs/anygpt/speech.jsonl")
+
+
+def new_ear() -> Ear:
+    """Whisper's weights in place, the adaptor new."""
+    ear = Ear()
+    ear.whisper.load_state_dict(speech_whisper.encoder_state(speech_whisper.tiny_en() / "model.bin"))
+    return ear
+
+
+def trained_ear(out: Path) -> Ear:
+    """What `train_tokens` has made so far."""
+    ear = new_ear()
+    kept = torch.load(out / "ear.pt", weights_only=True)
+    ear.adaptor.load_state_dict(kept["adaptor"])
+    ear.get_buffer("prior").copy_(kept["prior"])
+    return ear.eval().requires_grad_(False)
+
+
+def train_tokens(out: Path, minutes: float, seed: int = 0, batch: int = 32, rate: float = 1.5e-3) -> None:
+    """Trains the adaptor on the fly: every utterance is spoiled anew each time."""
+    store, ear = Store(out), new_ear()
+    told = [u for u in store.utterances if u.split == "train"]
+    optimiser = torch.optim.AdamW(ear.adaptor.parameters(), rate, betas=(0.9, 0.98), weight_decay=0.01)
+    prior = ear.get_buffer("prior")
+    rng = np.random.default_rng(seed)
+    torch.manual_seed(seed)
+    for step, part in _until(minutes):
+        _set_rate(optimiser, rate, step, part)
+        utterances = _alike(told, batch, rng)
+        samples = _padded([speech_data.spoil(store.samples(u), rng) for u in utterances])
+        ear.adaptor.train()
+        with torch.autocast("cpu", torch.bfloat16):
+            with torch.no_grad():
+                seen = features(ear.whisper, log_mel(samples))
+            scores = ear.adaptor(seen).float()
+        with torch.no_grad():
+            prior.lerp_(scores.exp().mean((0, 1)), 0.02 if step > 50 else 0.2)
+        targets = [speech_align.states(u.words) for u in utterances]
+        loss = speech_align.alignment_loss(scores - PRIOR * prior.log(), targets)
+        _descend(optimiser, loss)
+        if step % 50 == 49:
+            print(f"step {step + 1} loss {loss.item():.4f}", flush=True)
+        if step % 300 == 299:
+            _keep(ear, store, out, 15)
+    _keep(ear, store, out, 100)
+
+
+def _keep(ear: Ear, store: Store, out: Path, count: int) -> None:
+    torch.save({"adaptor": ear.adaptor.state_dict(), "prior": ear.get_buffer("prior")}, out / "ear.pt")
+    print(phone_errors(ear, store, count), flush=True)
+
+
+def write_codes(out: Path, path: Path, seed: int = 0) -> None:
+    """One line an utterance: what the model hears ("in"), and of the own voice also what it is to say ("out").
+
+    Six of ten heard utterances are spoiled; of the held-out voice both are written.
+    """
+    store, ear = Store(out), trained_ear(out)
+    rng = np.random.default_rng(seed)
+    with open(path.with_suffix(".part"), "w") as file:
+        for utterance in store.utterances:
+            samples = store.samples(utterance)
+            spoiled = rng.random() < 0.6
+            versions = [("in", True)] if spoiled else [("in", False)]
+            if utterance.voice == HELD_OUT_VOICE:
+                versions = [("in", False), ("in", True)]
+            if utterance.voice == OWN_VOICE:
+                versions.append(("out", False))
+            for use, noise in versions:
+                codes, _ = merged(ear.path(speech_data.spoil(samples, rng) if noise else samples))
+                line = {
+                    "text": utterance.text, "voice": utterance.voice, "use": use, "codes": codes.tolist(),
+                    "split": utterance.split, "kind": utterance.kind, "noise": noise,
+                }  # fmt: skip
+                if len(codes):
+                    file.write(json.dumps(line) + "\n")
+    path.with_suffix(".part").rename(path)
+
+
+def train_acoustic(out: Path, minutes: float, seed: int = 0, batch: int = 16, rate: float = 1e-3) -> None:
+    """Trains the mouth on the own voice: its codes as the ear hears them, its frames as its network gives them."""
+    spoken = OwnSpeech(out)
+    mouth = Mouth()
+    optimiser = torch.optim.AdamW(mouth.parameters(), rate, betas=(0.9, 0.98), weight_decay=0.01)
+    rng = np.random.default_rng(seed)
+    torch.manual_seed(seed)
+    state = out / "mouth.pt"
+    if state.exists():
+        mouth.load_state_dict(torch.load(state, weights_only=True))
+    for step, part in _until(minutes):
+        _set_rate(optimiser, rate, step, part)
+        codes, counts, frames = spoken.batch(rng, batch)
+        with torch.autocast("cpu", torch.bfloat16):
+            known = mouth.read(codes, (counts > 0)[..., None])
+            made = mouth.frames(known, counts)
+            durations = mouth.durations(known).float()
+        losses = mouth_losses(made, durations, frames, counts)
+        _descend(optimiser, torch.stack(list(losses.values())).sum())
+        if step % 50 == 49:
+            print(f"step {step + 1}", {name: round(loss.item(), 4) for name, loss in losses.items()}, flush=True)
+        if step % 200 == 199:
+            torch.save(mouth.state_dict(), state)
+    torch.save(mouth.state_dict(), state)
+
+
+def mouth_losses(made: Frames, durations: Tensor, frames: Tensor, counts: Tensor) -> dict[str, Tensor]:
+    """Each a scalar. frames: (B, n, 803), log-amplitudes of pulses and noise, then Hz; counts: 0 where padded."""
+    real = torch.arange(frames.shape[1]) < counts.sum(1, keepdim=True)
+    harmonic, noise, pitch = frames[..., :BINS], frames[..., BINS:-1], frames[..., -1]
+    voiced = real & (pitch > VOICED)
+    code = counts > 0
+    return {
+        "harmonic": (made.harmonic - harmonic).abs()[voiced].mean(),
+        "noise": (made.noise - noise).abs()[real].mean(),
+        "pitch": 5 * (made.pitch - pitch.clamp_min(VOICED).log()).abs()[voiced].mean(),
+        "voiced": F.binary_cross_entropy_with_logits(made.voiced, voiced.float(), reduction="none")[real].mean(),
+        "duration": F.smooth_l1_loss(durations[code], counts[code].float().log(), beta=0.2),
+    }
+
+
+class OwnSpeech:
+    """The own voice's training sentences: codes, frames of each code, and the frames, made once and kept in a file."""
+
+    def __init__(self, out: Path) -> None:
+        self._file, self._index = out / "own.f16", out / "own.json"
+        if not self._index.exists():
+            self._make(out)
+        self.items = json.loads(self._index.read_text())
+        self._frames = np.memmap(self._file, np.float16, "r").reshape(-1, 2 * BINS + 1)
+
+    def batch(self, rng: np.random.Generator, count: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Codes and counts (B, m), padded with 0, and frames (B, n, 803) of sentences that are about as long."""
+        chosen = sorted(rng.integers(0, len(self.items), 6 * count), key=lambda i: sum(self.items[i]["counts"]))
+        low = rng.integers(0, 5 * count + 1)
+        items = [self.items[i] for i in chosen[low : low + count]]
+
+        def padded(rows: list[Tensor]) -> Tensor:
+            return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
+
+        return (
+            padded([torch.tensor(item["codes"]) for item in items]),
+            padded([torch.tensor(item["counts"]) for item in items]),
+            padded([self._rows(item) for item in items]),
+        )
+
+    def _rows(self, item: dict) -> Tensor:
+        return torch.from_numpy(self._frames[item["start"] : item["start"] + sum(item["counts"])].astype(np.float32))
+
+    def _make(self, out: Path) -> None:
+        store, ear = Store(out), trained_ear(out)
+        items, start = [], 0
+        with open(self._file, "wb") as file:
+            for utterance in store.utterances:
+                if utterance.voice != OWN_VOICE or utterance.split != "train":
+                    continue
+                frames = speech_data.own_targets(utterance.text)
+                path = ear.path(store.samples(utterance))
+                # From 50 frames a second to 80.
+                path = path[np.minimum(np.arange(len(frames)) * HOP // EAR_HOP, len(path) - 1)]
+                codes, counts, skipped = with_silences(path)
+                frames = frames[skipped : skipped + counts.sum()]
+                items.append({"codes": codes.tolist(), "counts": counts.tolist(), "start": start})
+                file.write(frames.astype(np.float16).tobytes())
+                start += len(frames)
+        self._index.write_text(json.dumps(items))
+
+
+def with_silences(path: np.ndarray, most: int = 12) -> tuple[np.ndarray, np.ndarray, int]:
+    """Labels (n,) -> codes, run lengths, and how many frames were left out before: at most `most` of silence."""
+    path = path.copy()
+    path[0] = path[-1] = SILENCE
+    starts = np.concatenate(([0], np.flatnonzero(np.diff(path)) + 1))
+    codes, counts = path[starts], np.diff(np.append(starts, len(path)))
+    skipped = max(int(counts[0]) - most, 0)
+    counts[0] -= skipped
+    counts[-1] = min(int(counts[-1]), most)
+    return codes, counts, skipped
+
+
+def phone_errors(ear: Ear, store: Store, count: int) -> dict[str, str]:
+    """Share of wrong phones in held-out sentences by voice: clean and spoiled, and with stress not counted."""
+    ear.eval()
+    rng = np.random.default_rng(3)
+    wrong: dict[str, np.ndarray] = defaultdict(lambda: np.zeros(5))
+    spoken: dict[str, int] = defaultdict(int)
+    for utterance in store.utterances:
+        if utterance.split != "held_out" or utterance.kind != "domain" or spoken[utterance.voice] >= count:
+            continue
+        spoken[utterance.voice] += 1
+        samples = store.samples(utterance)
+        right = _unrepeated(label for word in utterance.words for label in word)
+        for column, sound in enumerate((samples, speech_data.spoil(samples, rng))):
+            codes, _ = merged(ear.path(sound))
+            heard = _unrepeated(label for label in codes if label != SILENCE)
+            wrong[utterance.voice][2 * column] += distance(heard, right)
+            wrong[utterance.voice][2 * column + 1] += distance(_unstressed(heard), _unstressed(right))
+        wrong[utterance.voice][4] += len(right)
+    return {voice: " ".join(f"{100 * value / row[4]:.1f}" for value in row[:4]) for voice, row in sorted(wrong.items())}
+
+
+def _unrepeated(labels: Iterable[int]) -> list[int]:
+    found: list[int] = []
+    for label in labels:
+        if not found or label != found[-1]:
+            found.append(int(label))
+    return found
+
+
+def _unstressed(labels: Iterable[int]) -> list[str]:
+    return [ALPHABET[label].strip("ˈ") for label in labels]
+
+
+def _alike(utterances: list[Utterance], count: int, rng: np.random.Generator) -> list[Utterance]:
+    """`count` utterances by chance whose lengths are alike."""
+    chosen = [utterances[i] for i in rng.integers(0, len(utterances), 8 * count)]
+    chosen.sort(key=lambda utterance: utterance.length)
+    low = rng.integers(0, 7 * count)
+    return chosen[low : low + count]
+
+
+def _padded(clips: list[np.ndarray]) -> Tensor:
+    samples = torch.zeros(len(clips), max(map(len, clips)))
+    for row, clip in enumerate(clips):
+        samples[row, : len(clip)] = torch.from_numpy(clip)
+    return samples
+
+
+def _until(minutes: float) -> Iterator[tuple[int, float]]:
+    """(step, share of the time that is over) until it is."""
+    begin = time.monotonic()
+    for step in itertools.count():
+        part = (time.monotonic() - begin) / (60 * minutes)
+        if part >= 1:
+            print(f"{step} steps in {minutes} minutes")
+            return
+        yield step, part
+
+
+def _set_rate(optimiser: torch.optim.Optimizer, rate: float, step: int, part: float) -> None:
+    for group in optimiser.param_groups:
+        group["lr"] = rate * min((step + 1) / 50, 1.0) * (0.02 + 0.98 * (1 - part))
+
+
+def _descend(optimiser: torch.optim.Optimizer, loss: Tensor) -> None:
+    optimiser.zero_grad()
+    loss.backward()
+    torch.nn.utils.clip_grad_norm_([p for group in optimiser.param_groups for p in group["params"]], 1.0)
+    optimiser.step()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("step", choices=("data", "tokens", "codes", "acoustic"))
+    parser.add_argument("--out", type=Path, default=OUT)
+    parser.add_argument("--minutes", type=float, default=20, help="of training")
+    options = parser.parse_args()
+    if options.step == "data":
+        speech_data.synthesise(options.out)
+    elif options.step == "tokens":
+        train_tokens(options.out, options.minutes)
+    elif options.step == "codes":
+        write_codes(options.out, CODES)
+    else:
+        train_acoustic(options.out, options.minutes)
+
+
+if __name__ == "__main__":
+    main()
