@@ -14,6 +14,7 @@ PIXELS = 256
 
 NPM_PACKAGES = {
     "noto": "@iconify-json/noto@1.2.9",
+    "fluent": "@iconify-json/fluent-emoji@1.2.7",
     "fluent-flat": "@iconify-json/fluent-emoji-flat@1.2.6",
     "fluent-3d": "@lobehub/fluent-emoji-3d@1.1.0",
     "fxemoji": "@iconify-json/fxemoji@1.2.2",

@@ -118,7 +118,7 @@ class Scenes:
         self.art = art
         if not (art / "done").exists():
             _render(downloads, art)
-        self.colourable = [name for name in OBJECTS if _dominant(self._drawing(name)) is not None]
+        self.colourable = [name for name in OBJECTS if main_hue(self._drawing(name)) is not None]
 
     def sample(self, rng: random.Random, held_out: bool) -> Scene:
         """A random scene: one that training may show, or with `held_out` one that it never shows."""
@@ -218,9 +218,17 @@ def recoloured(drawing: np.ndarray, colour: str) -> np.ndarray:
         drawing: (H, W, 4) uint8 with one main hue.
         colour: a key of COLOURS.
     """
-    hue = _dominant(drawing)
+    hue = main_hue(drawing)
     assert hue is not None, "only drawings with a main hue are recoloured"
-    target, saturation, value = COLOURS[colour]
+    return turned(drawing, hue, *COLOURS[colour])
+
+
+def turned(drawing: np.ndarray, hue: float, target: float, saturation: float, value: float) -> np.ndarray:
+    """Turns hues near `hue` to near `target`, both in degrees, and multiplies their saturation and value.
+
+    Args:
+        drawing: (H, W, 4) uint8.
+    """
     hsv = np.asarray(Image.fromarray(drawing[..., :3]).convert("HSV")).astype(np.float32)
     distance = np.abs((hsv[..., 0] * 360 / 255 - hue + 180) % 360 - 180)
     main = (distance < 40) & (hsv[..., 1] > 50)
@@ -233,15 +241,15 @@ def recoloured(drawing: np.ndarray, colour: str) -> np.ndarray:
     return np.dstack([rgb, drawing[..., 3]])
 
 
-def _dominant(drawing: np.ndarray) -> float | None:
-    """The main hue in degrees, or None where no hue covers a third of what is visible."""
+def main_hue(drawing: np.ndarray, share: float = 1 / 3) -> float | None:
+    """The main hue in degrees, or None where no hue covers this share of what is visible."""
     hsv = np.asarray(Image.fromarray(drawing[..., :3]).convert("HSV")).astype(np.float32)
     seen = drawing[..., 3] > 127
     vivid = seen & (hsv[..., 1] > 70) & (hsv[..., 2] > 60)
     counts, _ = np.histogram(hsv[..., 0][vivid] * 360 / 255, bins=36, range=(0, 360))
     spread = counts + np.roll(counts, 1) + np.roll(counts, -1)
     best = int(spread.argmax())
-    return None if spread[best] < seen.sum() / 3 else best * 10 + 5.0
+    return None if spread[best] < seen.sum() * share else best * 10 + 5.0
 
 
 def _on_canvas(tile: Image.Image, left: int, top: int) -> Image.Image:
