@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import wave
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -58,6 +58,13 @@ def read_music(source: Source, rate: int) -> Audio:
     if len(audio.samples) > most:
         audio = Audio(audio.samples[:most], rate, (f"Only the first {MUSIC_SECONDS:g} seconds are heard.",))
     return _checked(audio)
+
+
+def already_read(value: Source | Audio, read: Callable[[Source, int], Audio], rate: int) -> Audio:
+    """A sound as a codec wants it; what was read before at that rate is taken as it is."""
+    if not isinstance(value, Audio):
+        return read(value, rate)
+    return value if value.rate == rate else read((value.rate, value.samples), rate)
 
 
 def wav(audio: Audio) -> bytes:

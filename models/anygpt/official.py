@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from models.anygpt import encodec, images, seed, soundstorm, speechtokenizer, unclip, vocabulary
-from models.anygpt.audio import Audio, read_music, read_speech
+from models.anygpt.audio import Audio, already_read, read_music, read_speech
 from models.anygpt.codecs import Codecs, Encoded, Lazy, Make, Missing, Read, Rendering
 from models.anygpt.decoding import LanguageModel
 from models.anygpt.grammar import OFFICIAL_RULES
@@ -127,19 +127,19 @@ def codecs(paths: Paths, device: Device) -> Codecs:
         return speech().encode(x)[:, 0]  # (8, n)
 
     def hear(value: Any) -> Encoded:
-        sound = _sound(value, read_speech, speech().config.sample_rate)
+        sound = already_read(value, read_speech, speech().config.sample_rate)
         return Encoded(layers(sound)[:1].cpu().numpy(), sound, " ".join(sound.notes))
 
     def speak(codes: np.ndarray, how: Rendering) -> Audio:
         semantic = torch.from_numpy(codes[0]).to(place)
         rate = speech().config.sample_rate
-        voice = None if how.voice is None else layers(_sound(how.voice, read_speech, rate)).T
+        voice = None if how.voice is None else layers(already_read(how.voice, read_speech, rate)).T
         whole = storm().generate(semantic, voice, how.speech_steps, how.seed)
         samples = speech().decode(whole.T[:, None])[0, 0]
         return Audio(samples.float().cpu().numpy(), rate)
 
     def listen(value: Any) -> Encoded:
-        sound = _sound(value, read_music, encodec.RATE)
+        sound = already_read(value, read_music, encodec.RATE)
         return Encoded(encodec.encode(music(), sound), sound, " ".join(sound.notes))
 
     def play(codes: np.ndarray, how: Rendering) -> Audio:
@@ -157,10 +157,3 @@ def codecs(paths: Paths, device: Device) -> Codecs:
         "music": paths.missing("Music", "encodec") or play,
     }
     return Codecs(readers, makers)
-
-
-def _sound(value: Any, read: Any, rate: int) -> Audio:
-    """A sound as a codec wants it; what was read before at that rate is taken as it is."""
-    if not isinstance(value, Audio):
-        return read(value, rate)
-    return value if value.rate == rate else read((value.rate, value.samples), rate)

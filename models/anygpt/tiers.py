@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from models.anygpt.pipeline import AnyGPT
-from models.errors import BadInput, WeightsNotFound
+from models.errors import BadInput
 from models.runtime import Device, LoadedModel, ModelInfo, Progress
+from models.weights import resolve
 
 
 def load(
@@ -23,10 +24,7 @@ def load(
         BadInput: an unknown tier, or no folder. WeightsNotFound, WeightsCorrupt: missing or damaged files.
     """
     if tier == "embedded":
-        raise WeightsNotFound(
-            "The embedded AnyGPT is not trained yet: assets/anygpt holds no weights. The published model runs with "
-            "--tier official --weights-dir FOLDER."
-        )
+        return _embedded(report, device)
     if tier != "official":
         raise BadInput(f"Unknown tier {tier!r}. Choose embedded or official.")
     if path is None:
@@ -42,5 +40,22 @@ def load(
     facts = ModelInfo(
         "official", "AnyGPT", "LLaMA 2's licence; the model card says Apache-2.0", "see the paper, table 6",
         network.num_parameters(), memory, device.name, device.dtype,
+    )  # fmt: skip
+    return LoadedModel(model, facts)
+
+
+def _embedded(report: Progress, device: Device) -> LoadedModel[AnyGPT]:
+    from models.anygpt.embedded import tier
+
+    report(0.1, "Reading SmolLM2 and what was added to it")
+    found = resolve(tier.source("lm"))
+    for medium in tier.CODECS:
+        if (found.path.parent / f"{medium}.safetensors").exists():
+            resolve(tier.source(medium))  # compares the checksum
+    model, network = tier.assemble(found.path.parent, device)
+    memory = sum(parameter.nbytes for parameter in network.parameters()) * 5 // 4  # a quarter more for 8-bit copies
+    facts = ModelInfo(
+        "embedded", found.path.name, found.licence, found.trained_on, network.num_parameters(),
+        memory, "cpu", "float32 and int8",
     )  # fmt: skip
     return LoadedModel(model, facts)

@@ -130,8 +130,9 @@ def test_folders_that_do_not_fit_are_named(folder, tmp_path):
         anygpt.load("huge", None, "cpu")
 
 
-def test_the_embedded_tier_says_what_is_true():
-    with pytest.raises(WeightsNotFound, match="not trained yet"):
+def test_the_embedded_tier_without_its_weights_says_what_is_missing(tmp_path, monkeypatch):
+    monkeypatch.setattr("models.weights.ASSETS", tmp_path)
+    with pytest.raises(WeightsNotFound, match=r"anygpt/lm\.safetensors in the repository"):
         anygpt.load("embedded")
 
 

@@ -1,0 +1,130 @@
+"""SmolLM2-135M-Instruct with the codes of the miniature's media as new tokens: how it is begun, kept and loaded.
+
+Nothing of the language model is changed in place: what is shipped are the adapters and the new rows alone, in 16 bits,
+and loading adds them to the packaged weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from models.anygpt.embedded.layout import LAYOUT
+from models.anygpt.embedded.network import Network, change
+from models.anygpt.vocabulary import Words, extend
+from models.errors import WeightsCorrupt
+from models.longrope import gguf, tokenizer
+from models.longrope.network import LlamaConfig, prepare
+from models.weights import read_safetensors, resolve, write_safetensors
+
+if TYPE_CHECKING:
+    from transformers import LlamaForCausalLM
+
+FILE = "lm.safetensors"
+RANK = 32
+SEED = 6
+EMBEDDING = "model.embed_tokens.weight"
+# Which rows of which of transformers' matrices the adapters' four are, in order.
+MATRICES = {
+    "qkv": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
+    "output": ("self_attn.o_proj",),
+    "gate_up": ("mlp.gate_proj", "mlp.up_proj"),
+    "down": ("mlp.down_proj",),
+}
+
+
+@cache
+def words() -> Words:
+    """SmolLM2's own tokenizer with the new tokens behind its 49 152. It begins a stream with nothing."""
+    from transformers import PreTrainedTokenizerFast
+
+    backend = tokenizer.from_gguf(_package()).backend
+    text = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<|im_end|>")
+    return Words(text, extend(text, layout=LAYOUT))
+
+
+def begin(dtype: torch.dtype = torch.bfloat16, rank: int = RANK, seed: int = SEED) -> Network:
+    """The network before training: SmolLM2, adapters that change nothing, and new rows."""
+    config, tensors = gguf.read_llama(_package())
+    rows = first_rows(tensors[EMBEDDING], words().vocabulary.size - config.vocabulary, seed)
+    return Network(config, prepare(config, tensors, dtype), rows, rank, seed)
+
+
+def first_rows(embedding: Tensor, count: int, seed: int) -> Tensor:
+    """New rows as long as the words' are, each in a direction of its own: (count, width)."""
+    noise = torch.randn((count, embedding.shape[1]), generator=torch.Generator().manual_seed(seed))
+    return embedding.mean(0) + embedding.std(0) * noise
+
+
+def write(network: Network, path: Path) -> None:
+    """What is shipped: `rows`, `down.*` and `up.*`, in 16 bits."""
+    write_safetensors(path, {name: tensor.half() for name, tensor in network.state_dict().items()})
+
+
+def read_into(network: Network, path: Path) -> None:
+    """Goes on from shipped weights. Raises `WeightsCorrupt` if they belong to another network."""
+    try:
+        network.load_state_dict({name: tensor.float() for name, tensor in read_safetensors(path).items()})
+    except RuntimeError as error:
+        raise WeightsCorrupt(f"{path.name} holds other adapters than this network has. Train anew.") from error
+
+
+def load(path: Path) -> LlamaForCausalLM:
+    """SmolLM2 with the adapters added and the new rows behind its own, float32, for inference.
+
+    Raises:
+        WeightsNotFound: the file or the package is missing. WeightsCorrupt: the file is not of this model.
+    """
+    config, tensors = gguf.read_llama(_package())
+    return merged(config, tensors, read_safetensors(path))
+
+
+def merged(config: LlamaConfig, tensors: Mapping[str, Tensor], trained: Mapping[str, Tensor]) -> LlamaForCausalLM:
+    """A model of transformers from SmolLM2's tensors and what was trained (named as in `Network.state_dict`)."""
+    import transformers
+
+    tensors = dict(tensors)
+    try:
+        for i in range(config.layers):
+            for part, names in MATRICES.items():
+                added = change(trained, i, part)
+                for name in names:
+                    key = f"model.layers.{i}.{name}.weight"
+                    mine, added = added[: len(tensors[key])], added[len(tensors[key]) :]
+                    tensors[key] = tensors[key] + mine
+        tensors[EMBEDDING] = torch.cat((tensors[EMBEDDING], trained["rows"].float()))
+    except (KeyError, RuntimeError) as error:
+        raise WeightsCorrupt(
+            "The adapters are not those of this language model. Restore them from the repository."
+        ) from error
+    shapes = transformers.LlamaConfig(
+        vocab_size=len(tensors[EMBEDDING]),
+        hidden_size=config.width,
+        intermediate_size=config.hidden,
+        num_hidden_layers=config.layers,
+        num_attention_heads=config.heads,
+        num_key_value_heads=config.kv_heads,
+        head_dim=config.head_dim,
+        max_position_embeddings=config.window,
+        rms_norm_eps=config.eps,
+        rope_parameters={"rope_type": "default", "rope_theta": config.base},
+        tie_word_embeddings=True,
+        bos_token_id=None,
+        eos_token_id=None,
+    )
+    with torch.device("meta"):
+        model = transformers.LlamaForCausalLM(shapes)
+    model.to_empty(device="cpu")
+    model.model.rotary_emb = type(model.model.rotary_emb)(shapes)  # its frequencies are in no file
+    model.tie_weights()
+    model.load_state_dict(tensors | {"lm_head.weight": tensors[EMBEDDING]})
+    return model.eval().requires_grad_(False)
+
+
+def _package() -> Path:
+    return resolve(gguf.PACKAGED).path
