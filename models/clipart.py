@@ -7,6 +7,7 @@ import json
 import subprocess
 import tarfile
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 
@@ -25,8 +26,8 @@ NPM_PACKAGES = {
 }
 
 
-def iconify(vendor: str, downloads: Path) -> tuple[dict[str, dict[str, str]], int, int]:
-    """The icons of one vendor by name, each with its SVG "body", and their common width and height."""
+def iconify(vendor: str, downloads: Path) -> tuple[dict[str, dict[str, Any]], int, int]:
+    """The icons of one vendor by name, each with its SVG "body" and its size where that differs; the common size."""
     data = json.loads((npm(vendor, downloads) / "icons.json").read_text())
     return data["icons"], data.get("width", 16), data.get("height", 16)
 

@@ -1,4 +1,4 @@
-"""Puts a weights file of the miniature into `assets/anygpt`: half precision, its card beside it, its checksum listed."""
+"""Puts weights of the miniature into `assets/anygpt`: half precision, a card beside the file, its checksum listed."""
 
 from __future__ import annotations
 
