@@ -25,8 +25,7 @@ _CONSONANTS = ("b", "d", "f", "h", "j", "k", "l", "m", "n", "p", "s", "t", "v", 
                "θ", "ʤ", "ʧ")  # fmt: skip
 _VOWELS = ("A", "I", "O", "W", "Y", "i", "u", "æ", "ɑ", "ɔ", "ɛ", "ɜ", "ɪ", "ʊ", "ʌ")  # A is the vowel of "day"
 SILENCE = 0
-PRIOR = 0.5  # the power of the labels' prior that is divided out
-SWITCH = 1.0  # what a change of code costs, in nats: a flicker of one frame is no phone
+SWITCH = 0.4  # what a change of code costs, in nats: a flicker of one frame is no phone
 # The meaning of each code: a pause, the consonants, the unstressed and the stressed vowels (the G2P's letters).
 ALPHABET = ("_", *_CONSONANTS, "ə", *_VOWELS, *("ˈ" + vowel for vowel in _VOWELS))
 
@@ -38,7 +37,6 @@ class Ear(nn.Module):
         super().__init__()
         self.whisper = whisper()
         self.adaptor = Adaptor()
-        self.register_buffer("prior", torch.full((len(ALPHABET),), 1 / len(ALPHABET)))
 
     def forward(self, samples: Tensor) -> Tensor:
         return self.adaptor(features(self.whisper, log_mel(samples)))
@@ -46,8 +44,7 @@ class Ear(nn.Module):
     @torch.inference_mode()
     def path(self, samples: np.ndarray) -> np.ndarray:
         """Samples (T,) -> the code heard in each frame, (ceil(T / 320),) int64."""
-        scores = self(torch.from_numpy(samples)[None])[0] - PRIOR * self.get_buffer("prior").log()
-        return best_path(scores.numpy(), SWITCH)
+        return best_path(self(torch.from_numpy(samples)[None])[0].numpy(), SWITCH)
 
 
 class Adaptor(nn.Module):

@@ -16,9 +16,11 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+import multiprocessing
 import time
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -28,13 +30,15 @@ from torch import Tensor
 
 from models.anygpt.embedded import speech_align, speech_data, speech_whisper
 from models.anygpt.embedded.speech_data import HELD_OUT_VOICE, OWN_VOICE, Store, Utterance
-from models.anygpt.embedded.speech_ear import ALPHABET, PRIOR, SILENCE, Ear, features, log_mel, merged
+from models.anygpt.embedded.speech_ear import ALPHABET, SILENCE, Ear, features, log_mel, merged
 from models.anygpt.embedded.speech_ear import HOP as EAR_HOP
 from models.anygpt.embedded.speech_judge import distance
 from models.anygpt.embedded.speech_mouth import Frames, Mouth
 from models.anygpt.embedded.speech_source import BINS, HOP, VOICED
 
 OUT = Path("runs/anygpt/speech")
+PRIOR = 0.5  # the power of the labels' prior that the loss divides out, so that rare labels get their frames
+EAR, MOUTH = "ear.pt", "mouth.pt"
 CODES = Path("runs/anygpt/speech.jsonl")
 
 
@@ -48,18 +52,18 @@ def new_ear() -> Ear:
 def trained_ear(out: Path) -> Ear:
     """What `train_tokens` has made so far."""
     ear = new_ear()
-    kept = torch.load(out / "ear.pt", weights_only=True)
-    ear.adaptor.load_state_dict(kept["adaptor"])
-    ear.get_buffer("prior").copy_(kept["prior"])
+    ear.adaptor.load_state_dict(torch.load(out / EAR, weights_only=True)["adaptor"])
     return ear.eval().requires_grad_(False)
 
 
 def train_tokens(out: Path, minutes: float, seed: int = 0, batch: int = 32, rate: float = 1.5e-3) -> None:
-    """Trains the adaptor on the fly: every utterance is spoiled anew each time."""
-    store, ear = Store(out), new_ear()
+    """Trains the adaptor, or goes on with it: every utterance is spoiled anew each time."""
+    store = Store(out)
+    ear = trained_ear(out) if (out / EAR).exists() else new_ear()
+    ear.adaptor.requires_grad_(True)
     told = [u for u in store.utterances if u.split == "train"]
     optimiser = torch.optim.AdamW(ear.adaptor.parameters(), rate, betas=(0.9, 0.98), weight_decay=0.01)
-    prior = ear.get_buffer("prior")
+    prior = torch.full((len(ALPHABET),), 1 / len(ALPHABET))  # the mean of recent outputs
     rng = np.random.default_rng(seed)
     torch.manual_seed(seed)
     for step, part in _until(minutes):
@@ -84,35 +88,50 @@ def train_tokens(out: Path, minutes: float, seed: int = 0, batch: int = 32, rate
 
 
 def _keep(ear: Ear, store: Store, out: Path, count: int) -> None:
-    torch.save({"adaptor": ear.adaptor.state_dict(), "prior": ear.get_buffer("prior")}, out / "ear.pt")
+    torch.save({"adaptor": ear.adaptor.state_dict()}, out / EAR)
     print(phone_errors(ear, store, count), flush=True)
 
 
-def write_codes(out: Path, path: Path, seed: int = 0) -> None:
+def write_codes(out: Path, path: Path, workers: int = 2) -> None:
     """One line an utterance: what the model hears ("in"), and of the own voice also what it is to say ("out").
 
     Six of ten heard utterances are spoiled; of the held-out voice both are written.
     """
-    store, ear = Store(out), trained_ear(out)
-    rng = np.random.default_rng(seed)
-    with open(path.with_suffix(".part"), "w") as file:
-        for utterance in store.utterances:
-            samples = store.samples(utterance)
-            spoiled = rng.random() < 0.6
-            versions = [("in", True)] if spoiled else [("in", False)]
-            if utterance.voice == HELD_OUT_VOICE:
-                versions = [("in", False), ("in", True)]
-            if utterance.voice == OWN_VOICE:
-                versions.append(("out", False))
-            for use, noise in versions:
-                codes, _ = merged(ear.path(speech_data.spoil(samples, rng) if noise else samples))
-                line = {
-                    "text": utterance.text, "voice": utterance.voice, "use": use, "codes": codes.tolist(),
-                    "split": utterance.split, "kind": utterance.kind, "noise": noise,
-                }  # fmt: skip
-                if len(codes):
-                    file.write(json.dumps(line) + "\n")
-    path.with_suffix(".part").rename(path)
+    part = path.with_suffix(".part")
+    count = len(Store(out).utterances)
+    with open(part, "w") as file, multiprocessing.Pool(workers) as pool:
+        for lines in pool.imap(_code_lines, ((out, number) for number in range(count)), chunksize=16):
+            file.writelines(json.dumps(line) + "\n" for line in lines)
+    part.rename(path)
+
+
+@cache
+def _hearing(out: Path) -> tuple[Store, Ear]:
+    """Once for each worker of `write_codes`."""
+    torch.set_num_threads(1)
+    return Store(out), trained_ear(out)
+
+
+def _code_lines(task: tuple[Path, int]) -> list[dict]:
+    out, number = task
+    store, ear = _hearing(out)
+    utterance = store.utterances[number]
+    samples = store.samples(utterance)
+    rng = np.random.default_rng((11, number))
+    versions = [("in", bool(rng.random() < 0.6))]
+    if utterance.voice == HELD_OUT_VOICE:
+        versions = [("in", False), ("in", True)]
+    if utterance.voice == OWN_VOICE:
+        versions.append(("out", False))
+    lines = []
+    for use, noise in versions:
+        codes, _ = merged(ear.path(speech_data.spoil(samples, rng) if noise else samples))
+        if len(codes):
+            lines.append({
+                "text": utterance.text, "voice": utterance.voice, "use": use, "codes": codes.tolist(),
+                "split": utterance.split, "kind": utterance.kind, "noise": noise,
+            })  # fmt: skip
+    return lines
 
 
 def train_acoustic(out: Path, minutes: float, seed: int = 0, batch: int = 16, rate: float = 1e-3) -> None:
@@ -122,7 +141,7 @@ def train_acoustic(out: Path, minutes: float, seed: int = 0, batch: int = 16, ra
     optimiser = torch.optim.AdamW(mouth.parameters(), rate, betas=(0.9, 0.98), weight_decay=0.01)
     rng = np.random.default_rng(seed)
     torch.manual_seed(seed)
-    state = out / "mouth.pt"
+    state = out / MOUTH
     if state.exists():
         mouth.load_state_dict(torch.load(state, weights_only=True))
     for step, part in _until(minutes):
