@@ -11,7 +11,7 @@ import tempfile
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from demos.registry import DEMOS, AppOptions, Demo, Tier
+from demos.registry import DEMOS, AppOptions, Demo, Language, Tier
 
 if TYPE_CHECKING:
     import gradio as gr
@@ -62,6 +62,10 @@ def build_app(options: AppOptions, runtime: "Runtime | None" = None, demos: Sequ
             show_progress="hidden",
         )
         opened.then(None, js=_START_REMEMBERING)
+        if options.lang != "en":
+            from demos import language
+
+            language.translate(app, language.read(options.lang))
     return app.queue(max_size=64, default_concurrency_limit=1)
 
 
@@ -84,6 +88,7 @@ def launch_arguments(options: AppOptions) -> dict[str, Any]:
         "quiet": True,
         "theme": theme.theme(),
         "css": theme.css(options.present),
+        "head": _SPEAK.replace("LANG", options.lang) if options.lang != "en" else None,
     }
 
 
@@ -118,6 +123,7 @@ def parse_options(arguments: Sequence[str] | None = None) -> AppOptions:
     option("weights-dir", "", _folder, "folder with weights that you brought", metavar="FOLDER")
     option("device", "auto", _device, "auto, cpu, cuda, cuda:N or mps")
     option("memory-limit", "", _bytes, "memory for all models together, such as 8GB (default: 80 %% of it)")
+    option("lang", "en", _language, "language of the page: en (English) or ja (Japanese)", metavar="en|ja")
     option("present", "no", _switch, "for a projector: large type, full width, no footer", **switch)
     return AppOptions(**vars(parser.parse_args(arguments)))
 
@@ -160,6 +166,13 @@ _REMEMBER_TAB = """() => {
   address.searchParams.set("tab", "SLUG");
   window.history.replaceState(null, "", address);
 }"""
+
+# Gradio's own words follow the browser's language: here they follow --lang, as all others do.
+_SPEAK = """<script>
+document.documentElement.lang = "LANG";
+Object.defineProperty(navigator, "language", { get: () => "LANG" });
+Object.defineProperty(navigator, "languages", { get: () => ["LANG"] });
+</script>"""
 
 
 # Each of these checks the text of one option; argparse shows the message and exits.
@@ -211,6 +224,14 @@ def _tier(text: str) -> Tier:
     if text == "official":
         return "official"
     _refuse(f"{text!r} is not a tier; choose embedded or official")
+
+
+def _language(text: str) -> Language:
+    if text == "en":
+        return "en"
+    if text == "ja":
+        return "ja"
+    _refuse(f"{text!r} is not a language of the page; choose en or ja")
 
 
 def _folder(text: str) -> str | None:

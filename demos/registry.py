@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 Tier = Literal["embedded", "official"]
+Language = Literal["en", "ja"]
 
 
 @dataclass(frozen=True)
@@ -117,3 +118,4 @@ class AppOptions:
     device: str = "auto"
     memory_limit: int | None = None
     present: bool = False
+    lang: Language = "en"

@@ -18,7 +18,7 @@ from demos.registry import DEMOS, AppOptions, Demo
 from models.runtime import Device, LoadedModel, ModelInfo, Runtime
 
 ROOT = Path(__file__).resolve().parent.parent
-NAMES = ("demos", "host", "port", "share", "auth", "tier", "weights-dir", "device", "memory-limit", "present")
+NAMES = ("demos", "host", "port", "share", "auth", "tier", "weights-dir", "device", "memory-limit", "present", "lang")
 
 
 @pytest.fixture(autouse=True)
@@ -52,6 +52,7 @@ class TestOptions:
         ("memory-limit", "1.5 gb", "memory_limit", 1_500_000_000),
         ("memory-limit", "800MB", "memory_limit", 800_000_000),
         ("present", "true", "present", True),
+        ("lang", "ja", "lang", "ja"),
     )
 
     @pytest.mark.parametrize(("name", "text", "field", "value"), GIVEN)
@@ -80,6 +81,7 @@ class TestOptions:
         ("auth", "guest", "colon"),
         ("auth", "guest:", "colon"),
         ("tier", "huge", "embedded or official"),
+        ("lang", "fr", "en or ja"),
         ("weights-dir", "does/not/exist", "existing folder"),
         ("device", "tpu", "choose auto"),
         ("memory-limit", "8", "8GB"),
