@@ -42,11 +42,12 @@ def build_app(options: AppOptions, runtime: "Runtime | None" = None, demos: Sequ
     """The app as Blocks, not launched. Imports no model; `runtime` defaults to a new one from the options."""
     import gradio as gr
 
+    from demos.guard import GuardedBlocks
     from models.runtime import configure
 
     runtime = runtime or configure(memory_limit_bytes=options.memory_limit, device=options.device)
     chosen = {demo.slug: demo for demo in demos}
-    with gr.Blocks(title="Live Papers", analytics_enabled=False, fill_width=True, delete_cache=(60, 600)) as app:
+    with GuardedBlocks(title="Live Papers", analytics_enabled=False, fill_width=True, delete_cache=(60, 600)) as app:
         with gr.Tabs(selected=options.demos[0], elem_id="demos") as tabs:
             for slug in options.demos:
                 with gr.Tab(chosen[slug].title, id=slug, elem_id=f"{slug}-tab") as tab:
@@ -66,13 +67,20 @@ def build_app(options: AppOptions, runtime: "Runtime | None" = None, demos: Sequ
             from demos import language
 
             language.translate(app, language.read(options.lang))
-    return app.queue(max_size=64, default_concurrency_limit=1)
+    # Not `api_open`: a direct call would go past the queue and its limits.
+    return app.queue(max_size=64, default_concurrency_limit=1, api_open=False)
 
 
 def launch_arguments(options: AppOptions) -> dict[str, Any]:
     """Arguments for `Blocks.launch`; nothing on the disk is public but what Gradio itself serves."""
-    from demos import theme
+    from starlette.middleware import Middleware
 
+    from demos import theme
+    from deploy.gate import Gate
+    from deploy.limits import Limits
+
+    limits = Limits(requests_per_second=options.rate_limit)
+    gate = Middleware(Gate, limits, proxies=options.proxies, on_spaces=_on_spaces())
     return {
         "server_name": options.host,
         "server_port": options.port,
@@ -86,6 +94,8 @@ def launch_arguments(options: AppOptions) -> dict[str, Any]:
         "ssr_mode": False,
         "show_error": False,
         "quiet": True,
+        "state_session_capacity": 1000,
+        "app_kwargs": {"middleware": [gate]},
         "theme": theme.theme(),
         "css": theme.css(options.present),
         "head": _SPEAK.replace("LANG", options.lang) if options.lang != "en" else None,
@@ -95,7 +105,6 @@ def launch_arguments(options: AppOptions) -> dict[str, Any]:
 def parse_options(arguments: Sequence[str] | None = None) -> AppOptions:
     """Options from the command line, else from the environment, else their defaults. Exits on bad values."""
     slugs = ",".join(demo.slug for demo in DEMOS)
-    on_spaces = "SPACE_ID" in os.environ
     parser = argparse.ArgumentParser(
         prog="app.py",
         description="Live Papers: papers you can try, in one Gradio app.",
@@ -115,7 +124,7 @@ def parse_options(arguments: Sequence[str] | None = None) -> AppOptions:
 
     switch = {"nargs": "?", "const": True, "metavar": "yes|no"}
     option("demos", slugs, _demos, f"demos to show, in this order, of: {slugs}", metavar="A,B")
-    option("host", "0.0.0.0" if on_spaces else "127.0.0.1", str, "address to listen on; 0.0.0.0 for all")
+    option("host", "0.0.0.0" if _on_spaces() else "127.0.0.1", str, "address to listen on; 0.0.0.0 for all")
     option("port", "7860", _port, "port to listen on")
     option("share", "no", _switch, "make a public link through Gradio's tunnel", **switch)
     option("auth", "", _auth, "ask for this name and password", metavar="USER:PASS")
@@ -124,6 +133,8 @@ def parse_options(arguments: Sequence[str] | None = None) -> AppOptions:
     option("device", "auto", _device, "auto, cpu, cuda, cuda:N or mps")
     option("memory-limit", "", _bytes, "memory for all models together, such as 8GB (default: 80 %% of it)")
     option("lang", "en", _language, "language of the page: en (English) or ja (Japanese)", metavar="en|ja")
+    option("rate-limit", "100", _rate, "requests a second from one address, as a lasting rate; 0 for no limit")
+    option("proxies", "1" if _on_spaces() else "0", _count, "trusted proxies in front, which tell who is behind them")
     option("present", "no", _switch, "for a projector: large type, full width, no footer", **switch)
     return AppOptions(**vars(parser.parse_args(arguments)))
 
@@ -137,6 +148,10 @@ def _prepare_process(options: AppOptions) -> None:
         os.environ["GRADIO_TEMP_DIR"] = folder
         atexit.register(shutil.rmtree, folder, ignore_errors=True)
     signal.signal(signal.SIGTERM, _exit)  # or `kill` would skip the line above
+
+
+def _on_spaces() -> bool:
+    return "SPACE_ID" in os.environ
 
 
 def _exit(*_: object) -> NoReturn:
@@ -238,6 +253,18 @@ def _folder(text: str) -> str | None:
     if text and not os.path.isdir(text):
         _refuse(f"there is no folder {text!r}; give an existing folder with weights files")
     return text or None
+
+
+def _rate(text: str) -> float:
+    if not re.fullmatch(r"\d{1,6}(\.\d+)?", text):
+        _refuse(f"{text!r} is not a rate; give a number such as 100, or 0 for no limit")
+    return float(text)
+
+
+def _count(text: str) -> int:
+    if not re.fullmatch(r"\d{1,2}", text):
+        _refuse(f"{text!r} is not a number of proxies; give 0, 1 or 2")
+    return int(text)
 
 
 def _device(text: str) -> str:

@@ -1,5 +1,6 @@
 """The pieces every tab is made of: paper card, status line, evidence table, error mapping."""
 
+import base64
 import functools
 import inspect
 import logging
@@ -16,7 +17,7 @@ from typing import Any, NoReturn, TypeVar
 import gradio as gr
 
 from demos.registry import AppOptions, Demo
-from models.errors import BadInput, Cancelled, OutOfMemory, UserError, is_out_of_memory
+from models.errors import BadInput, Cancelled, DiskFull, OutOfMemory, UserError, is_disk_full, is_out_of_memory
 from models.runtime import ModelHandle, ModelInfo, Status
 
 __all__ = [
@@ -25,6 +26,7 @@ __all__ = [
     "Demo",
     "EvidenceRow",
     "bar",
+    "camera",
     "cancel_by",
     "evidence_html",
     "evidence_table",
@@ -93,6 +95,36 @@ def image_file(**options: Any) -> gr.Image:
     image = gr.Image(type="filepath", image_mode=None, **options)
     image.preprocess = lambda payload: payload.path if payload else None  # type: ignore[method-assign]
     return image
+
+
+def camera(**options: Any) -> gr.Image:
+    """A webcam whose value is the current frame, (H, W, 3) uint8 RGB, read by `models.images`.
+
+    `gr.Image` by itself decodes whatever size is sent. For why this is no subclass see `image_file`.
+    """
+    image = gr.Image(sources=["webcam"], streaming=True, type="numpy", **options)
+
+    def preprocess(payload: Any) -> Any:
+        import numpy as np
+
+        from models.images import read_image
+
+        if payload is None:
+            return None
+        if payload.url and payload.url.startswith("data:"):
+            return np.asarray(read_image(_data_of(payload.url)))
+        return np.asarray(read_image(payload.path)) if payload.path else None
+
+    image.preprocess = preprocess  # type: ignore[method-assign]
+    return image
+
+
+def _data_of(url: str) -> bytes:
+    """What a "data:" address holds. Raises `BadInput`."""
+    try:
+        return base64.b64decode(url.partition(",")[2], validate=True)
+    except ValueError as error:
+        raise BadInput("The frame is not a picture in base64. Send a JPEG or a PNG.") from error
 
 
 Cancel = dict[str, bool]  # {"asked": ...}: one visitor's, shared by the running job and the button
@@ -243,6 +275,9 @@ def _raise_for_user(fn: Callable[..., Any], error: Exception) -> NoReturn:
     if is_out_of_memory(error):
         logger.exception("Out of memory in %s", fn.__qualname__)
         error = OutOfMemory("The input is too large for the memory left. Try a smaller one, or fewer at a time.")
+    if is_disk_full(error):
+        logger.exception("Disk full in %s", fn.__qualname__)
+        error = DiskFull("The disk of this app is full, so the result was not kept. Old files go after ten minutes.")
     if isinstance(error, UserError):
         # Gradio renders the message as HTML, and messages quote what the user gave.
         message, title = escape(str(error), quote=False), error.title

@@ -9,6 +9,7 @@ import gradio as gr
 
 from demos import parts
 from demos.pdiff_parts import Generated, Handles, kept
+from demos.sketch import sketchpad
 from models.errors import BadInput
 
 if TYPE_CHECKING:
@@ -34,10 +35,11 @@ def use_panel(handles: Handles, state: gr.State, zoo: gr.Dropdown, most: int) ->
                 label="Or a picture", sources=["upload", "clipboard"], elem_id="pdiff-picture", height=210
             )
         with gr.Column(scale=2, min_width=320):
-            sketch = gr.Sketchpad(
-                type="pil", label="Draw a digit", canvas_size=(320, 320), elem_id="pdiff-sketch", layers=False,
-                brush=gr.Brush(default_size=26, colors=["#000000"], color_mode="fixed"), sources=(),
-            )  # fmt: skip
+            with gr.Column(min_width=320) as canvas:
+                sketch = sketchpad(
+                    label="Draw a digit", canvas_size=(320, 320), elem_id="pdiff-sketch", layers=False,
+                    brush=gr.Brush(default_size=26, colors=["#000000"], color_mode="fixed"), sources=(),
+                )  # fmt: skip
             seen = gr.Image(
                 label="What the networks see", interactive=False, height=SEEN_SIDE + 20, elem_id="pdiff-seen",
                 format="png", buttons=[],
@@ -54,12 +56,13 @@ def use_panel(handles: Handles, state: gr.State, zoo: gr.Dropdown, most: int) ->
     outputs = [*answers, seen, looked]
 
     @parts.user_errors
-    def predict_drawing(state: Generated | None, number: float, drawing: Any) -> tuple[Any, ...]:
+    def predict_drawing(state: Generated | None, number: float, drawing: bytes | str | None) -> tuple[Any, ...]:
         from models.images import read_image
 
-        if not isinstance(drawing, dict) or drawing.get("composite") is None or _blank(drawing["composite"]):
+        picture = None if drawing is None else read_image(drawing)
+        if picture is None or _blank(picture):
             return None, None, "Draw a digit with a thick line.", None, None
-        return _look(handles, kept(state), number, read_image(drawing["composite"]))
+        return _look(handles, kept(state), number, picture)
 
     @parts.user_errors
     def predict_picture(state: Generated | None, number: float, path: str | None) -> tuple[Any, ...]:
@@ -99,8 +102,8 @@ def use_panel(handles: Handles, state: gr.State, zoo: gr.Dropdown, most: int) ->
     gr.on(picked, predict_again, [state, number, looked], answers, api_name="pdiff_again", **quick)
     gr.on(picked, offer_download, [state, number], download, api_name="pdiff_file", **quick)
     zoo.change(
-        lambda zoo: gr.Sketchpad(visible=not str(zoo).startswith("emoji")),
-        zoo, sketch, api_name="pdiff_sketch", queue=False, show_progress="hidden",
+        lambda zoo: gr.Column(visible=not str(zoo).startswith("emoji")),
+        zoo, canvas, api_name="pdiff_sketch", queue=False, show_progress="hidden",
     )  # fmt: skip
     return number
 
@@ -164,6 +167,5 @@ def _index(state: Generated, number: Any) -> int:
 
 
 def _blank(picture: Image.Image) -> bool:
-    """True for an untouched canvas, which is transparent."""
-    alpha = picture.convert("RGBA").getchannel("A")
-    return alpha.getextrema()[1] == 0
+    """True for an untouched canvas, which is transparent and so was laid on white."""
+    return picture.convert("L").getextrema()[0] == 255

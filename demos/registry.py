@@ -106,6 +106,8 @@ class AppOptions:
     """What the person who starts the app decides; `app.py --help` explains each.
 
     memory_limit: bytes over all models; None takes 80 % of the device's memory.
+    rate_limit: requests a second from one address; 0 for no limit.
+    proxies: trusted ones in front of the app.
     """
 
     demos: tuple[str, ...] = field(default_factory=lambda: tuple(entry.slug for entry in DEMOS))
@@ -118,4 +120,6 @@ class AppOptions:
     device: str = "auto"
     memory_limit: int | None = None
     present: bool = False
+    rate_limit: float = 100.0
+    proxies: int = 0
     lang: Language = "en"

@@ -166,10 +166,7 @@ class Stream:
 
 
 def _webcam_tab(handles: dict[str, Handle], settings: list[gr.components.Component]) -> None:
-    webcam = gr.Image(
-        sources=["webcam"],
-        streaming=True,
-        type="numpy",
+    webcam = parts.camera(
         label="Webcam: allow the camera, then press the record button",
         elem_id="yolov9-webcam",
         height=500,

@@ -4,6 +4,7 @@ Every message says what was given, what is accepted and what to do. Messages rea
 never name absolute paths: `UserError` cuts any that slips in down to its last part.
 """
 
+import errno
 import re
 
 # An absolute path: "/" or "C:\" at the start of a word, but not the "//" of a URL or the "/" of "a/b".
@@ -55,6 +56,12 @@ class OutOfMemory(UserError):
     title = "Not enough memory"
 
 
+class DiskFull(UserError):
+    """There is no space left to write to."""
+
+    title = "Disk full"
+
+
 class LoadFailed(UserError):
     """A model could not be loaded, for a reason the user did not cause."""
 
@@ -74,5 +81,15 @@ class UnsupportedDevice(UserError):
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """True for Python's and torch's out-of-memory errors; torch need not be imported."""
-    return isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+    """True for Python's and torch's out-of-memory errors; torch need not be imported.
+
+    On the CPU torch raises a plain RuntimeError that names its allocator.
+    """
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    return isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)
+
+
+def is_disk_full(error: BaseException) -> bool:
+    """True if a file could not be written for want of space: disk, quota or the process's own limit."""
+    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)

@@ -18,7 +18,13 @@ PACKAGES = ("torch", "torchvision", "numpy", "gradio")
 def record(path: Path, result: Any) -> None:
     """Writes `{"provenance": ..., "result": result}` to `path`; re-running the command replaces it."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps({"provenance": provenance(), "result": result}, indent=1) + "\n")
+    text = json.dumps({"provenance": provenance(), "result": result}, indent=1) + "\n"
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")  # a full disk must not cut off what is there
+    try:
+        temporary.write_text(text)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def provenance() -> dict[str, Any]:

@@ -19,6 +19,7 @@ from models.runtime import Device, LoadedModel, ModelInfo, Runtime
 
 ROOT = Path(__file__).resolve().parent.parent
 NAMES = ("demos", "host", "port", "share", "auth", "tier", "weights-dir", "device", "memory-limit", "present", "lang")
+NAMES += ("rate-limit", "proxies")
 
 
 @pytest.fixture(autouse=True)
@@ -52,6 +53,9 @@ class TestOptions:
         ("memory-limit", "1.5 gb", "memory_limit", 1_500_000_000),
         ("memory-limit", "800MB", "memory_limit", 800_000_000),
         ("present", "true", "present", True),
+        ("rate-limit", "2.5", "rate_limit", 2.5),
+        ("rate-limit", "0", "rate_limit", 0.0),
+        ("proxies", "2", "proxies", 2),
         ("lang", "ja", "lang", "ja"),
     )
 
@@ -85,6 +89,9 @@ class TestOptions:
         ("weights-dir", "does/not/exist", "existing folder"),
         ("device", "tpu", "choose auto"),
         ("memory-limit", "8", "8GB"),
+        ("rate-limit", "-1", "0 for no limit"),
+        ("rate-limit", "many", "0 for no limit"),
+        ("proxies", "-1", "number of proxies"),
         ("memory-limit", "0GB", "8GB"),
         ("memory-limit", "-1GB", "8GB"),
     )
@@ -111,7 +118,8 @@ class TestOptions:
 
     def test_on_spaces_it_listens_on_all_addresses(self, monkeypatch):
         monkeypatch.setenv("SPACE_ID", "owner/name")
-        assert app.parse_options([]).host == "0.0.0.0"
+        options = app.parse_options([])
+        assert options.host == "0.0.0.0" and options.proxies == 1
 
 
 # A tab of its own for the tests below: a real handler on a real (tiny) model.

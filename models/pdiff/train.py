@@ -220,10 +220,15 @@ def _noise(x: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def _keep(work: Path, stage: str, step: int, parts: dict[str, Any]) -> None:
-    work.mkdir(parents=True, exist_ok=True)
-    temporary = work / f"{stage}.tmp"
-    torch.save({"step": step, **{name: part.state_dict() for name, part in parts.items()}}, temporary)
-    os.replace(temporary, work / f"{stage}.pt")
+    _save({"step": step, **{name: part.state_dict() for name, part in parts.items()}}, work / f"{stage}.pt")
+
+
+def _save(state: dict[str, Any], path: Path) -> None:
+    """Whole or not at all: a run may be killed at any moment."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(".tmp")
+    torch.save(state, temporary)
+    os.replace(temporary, path)
 
 
 def _restore(work: Path | None, stage: str, parts: dict[str, Any]) -> int:
@@ -292,10 +297,9 @@ def _collected(recipe: Any, source: datasets.Data, seed: int, work: Path) -> Col
         collection = collect_independent(recipe.network, source, recipe.count, seed, report=report)
     else:
         collection = collect(recipe.network, source, recipe.kind, recipe.count, seed, recipe.runs, report=report)
-    work.mkdir(parents=True, exist_ok=True)
     layout = collection.layout
-    torch.save({"names": names, "vectors": collection.vectors, "base": collection.base, "layout": list(layout.names),
-                "shapes": [list(s) for s in layout.shapes]}, kept)  # fmt: skip
+    _save({"names": names, "vectors": collection.vectors, "base": collection.base, "layout": list(layout.names),
+           "shapes": [list(s) for s in layout.shapes]}, kept)  # fmt: skip
     return collection
 
 

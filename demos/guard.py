@@ -1,0 +1,72 @@
+"""The Blocks of the app: what arrives over the API is checked before any component opens it."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+from gradio.processing_utils import get_upload_folder
+
+from models.errors import BadInput, UserError
+
+logger = logging.getLogger(__name__)
+
+
+class GuardedBlocks(gr.Blocks):
+    """`gr.Blocks` whose inputs name only uploaded files, and whose refusals say so.
+
+    Gradio 6.31 opens any file of the machine for a picture whose description lacks its "meta", and fetches web
+    addresses named instead of files.
+    """
+
+    async def preprocess_data(self, block_fn: Any, inputs: list[Any], *args: Any, **more: Any) -> list[Any]:
+        try:
+            _check_files(inputs)
+            return await super().preprocess_data(block_fn, inputs, *args, **more)
+        except gr.Error:
+            raise
+        except Exception as error:
+            known = error if isinstance(error, UserError) else error.__cause__  # Gradio wraps what a component raises
+            if isinstance(known, UserError):
+                raise gr.Error(escape(str(known), quote=False), title=known.title, print_exception=False) from error
+            logger.info("Inputs of %s could not be used: %r", block_fn.api_name, error)
+            raise gr.Error(
+                "An input is missing or has a form that its control does not take. The page's “Use via API” lists "
+                "what each takes.",
+                title=BadInput.title,
+                print_exception=False,
+            ) from error
+
+
+def _check_files(inputs: Any) -> None:
+    """Raises `BadInput` for a file that was not uploaded to this app. Symbolic links count as what they point to."""
+    for path in _named_files(inputs):
+        if "://" in path[:16]:
+            raise BadInput("A web address was given in place of a file. Upload the file: this app fetches nothing.")
+        try:
+            known = Path(path).resolve().is_relative_to(_upload_folder())
+        except (OSError, ValueError, RuntimeError):
+            known = False
+        if not known:
+            raise BadInput("A file was named that was not uploaded here. Upload it first.")
+
+
+def _named_files(value: Any) -> Iterator[str]:
+    """Every path in a payload, however deep."""
+    left = [value]
+    while left:
+        each = left.pop()
+        if isinstance(each, dict):
+            if isinstance(path := each.get("path"), str) and path:
+                yield path
+            left.extend(each.values())
+        elif isinstance(each, list | tuple):
+            left.extend(each)
+
+
+def _upload_folder() -> Path:
+    return Path(get_upload_folder()).resolve()

@@ -1,0 +1,1 @@
+"""What stands between the app and the world: limits, headers, hosting. No model and no tab."""
