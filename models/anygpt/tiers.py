@@ -53,9 +53,9 @@ def _embedded(report: Progress, device: Device) -> LoadedModel[AnyGPT]:
         if (found.path.parent / f"{medium}.safetensors").exists():
             resolve(tier.source(medium))  # compares the checksum
     model, network = tier.assemble(found.path.parent, device)
-    memory = sum(parameter.nbytes for parameter in network.parameters()) * 5 // 4  # a quarter more for 8-bit copies
+    memory = sum(parameter.nbytes for parameter in network.parameters()) * 3 // 2  # half as much again for 8-bit copies
     facts = ModelInfo(
         "embedded", found.path.name, found.licence, found.trained_on, network.num_parameters(),
-        memory, "cpu", "float32 and int8",
+        memory, "cpu", "bfloat16 and int8",
     )  # fmt: skip
     return LoadedModel(model, facts)

@@ -206,7 +206,8 @@ def music_captions(family: str, tempo: str, mood: str) -> list[str]:
         f"{mood} {tempo} {family} music",
         f"{mood} {family} music at a {tempo} tempo",
         f"a {tempo} and {mood} piece for {family}",
-        f"this is {tempo} {mood} {family} music",
+        f"{mood} {family} music that is {tempo}",
+        f"{tempo} music for {family} that sounds {mood}",
     ]
 
 

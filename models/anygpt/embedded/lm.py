@@ -16,7 +16,7 @@ from torch import Tensor
 
 from models.anygpt.embedded.layout import LAYOUT
 from models.anygpt.embedded.network import Network, change
-from models.anygpt.vocabulary import Words, extend
+from models.anygpt.vocabulary import Vocabulary, Words, extend
 from models.errors import WeightsCorrupt
 from models.longrope import gguf, tokenizer
 from models.longrope.network import LlamaConfig, prepare
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 FILE = "lm.safetensors"
 RANK = 32
 SEED = 6
+OWN = 0.15  # of a new row's variance; the rest it shares with the other codes of its medium, at first
 EMBEDDING = "model.embed_tokens.weight"
 # Which rows of which of transformers' matrices the adapters' four are, in order.
 MATRICES = {
@@ -51,13 +52,21 @@ def words() -> Words:
 def begin(dtype: torch.dtype = torch.bfloat16, rank: int = RANK, seed: int = SEED) -> Network:
     """The network before training: SmolLM2, adapters that change nothing, and new rows."""
     config, tensors = gguf.read_llama(_package())
-    rows = first_rows(tensors[EMBEDDING], words().vocabulary.size - config.vocabulary, seed)
+    rows = first_rows(tensors[EMBEDDING], words().vocabulary, seed)
     return Network(config, prepare(config, tensors, dtype), rows, rank, seed)
 
 
-def first_rows(embedding: Tensor, count: int, seed: int) -> Tensor:
-    """New rows as long as the words' are, each in a direction of its own: (count, width)."""
-    noise = torch.randn((count, embedding.shape[1]), generator=torch.Generator().manual_seed(seed))
+def first_rows(embedding: Tensor, vocabulary: Vocabulary, seed: int) -> Tensor:
+    """New rows, as long as the words' are: (new tokens, width).
+
+    Those of one medium begin near one another, so that at first none of them is likelier than the rest.
+    """
+    before, width = embedding.shape
+    generator = torch.Generator().manual_seed(seed)
+    noise = torch.randn((vocabulary.size - before, width), generator=generator)
+    for units in vocabulary.media.values():
+        mine = torch.tensor(units.ids) - before
+        noise[mine] = OWN**0.5 * noise[mine] + (1 - OWN) ** 0.5 * torch.randn(width, generator=generator)
     return embedding.mean(0) + embedding.std(0) * noise
 
 
@@ -84,10 +93,14 @@ def load(path: Path) -> LlamaForCausalLM:
     return merged(config, tensors, read_safetensors(path))
 
 
+def plain() -> LlamaForCausalLM:
+    """SmolLM2 as it is packaged, without the new tokens."""
+    config, tensors = gguf.read_llama(_package())
+    return _model(config, tensors)
+
+
 def merged(config: LlamaConfig, tensors: Mapping[str, Tensor], trained: Mapping[str, Tensor]) -> LlamaForCausalLM:
     """A model of transformers from SmolLM2's tensors and what was trained (named as in `Network.state_dict`)."""
-    import transformers
-
     tensors = dict(tensors)
     try:
         for i in range(config.layers):
@@ -102,6 +115,12 @@ def merged(config: LlamaConfig, tensors: Mapping[str, Tensor], trained: Mapping[
         raise WeightsCorrupt(
             "The adapters are not those of this language model. Restore them from the repository."
         ) from error
+    return _model(config, tensors)
+
+
+def _model(config: LlamaConfig, tensors: Mapping[str, Tensor]) -> LlamaForCausalLM:
+    import transformers
+
     shapes = transformers.LlamaConfig(
         vocab_size=len(tensors[EMBEDDING]),
         hidden_size=config.width,
@@ -122,7 +141,7 @@ def merged(config: LlamaConfig, tensors: Mapping[str, Tensor], trained: Mapping[
     model.to_empty(device="cpu")
     model.model.rotary_emb = type(model.model.rotary_emb)(shapes)  # its frequencies are in no file
     model.tie_weights()
-    model.load_state_dict(tensors | {"lm_head.weight": tensors[EMBEDDING]})
+    model.load_state_dict(dict(tensors) | {"lm_head.weight": tensors[EMBEDDING]})
     return model.eval().requires_grad_(False)
 
 
