@@ -6,6 +6,7 @@ blank would leave one frame a phone and no durations: here each phone covers the
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -46,3 +47,25 @@ def alignment_loss(scores: Tensor, targets: list[list[int]]) -> Tensor:
         total = torch.logsumexp(torch.stack((total, one, two)), 0) + emitted[:, frame]
     last = torch.tensor([len(target) for target in targets])[:, None] - 1
     return -torch.logaddexp(total.gather(1, last), total.gather(1, last - 1)).mean() / frames
+
+
+def best_alignment(scores: np.ndarray, codes: list[int]) -> np.ndarray:
+    """How many frames each code lasts, (m,), at least 1: the best way to read the codes in order (Viterbi).
+
+    Args:
+        scores: (T, K), log-probabilities, T at least m.
+    """
+    emitted = scores[:, codes]
+    total = np.full(len(codes), -np.inf)
+    total[0] = emitted[0, 0]
+    moved = np.zeros(emitted.shape, bool)
+    for frame in range(1, len(emitted)):
+        before = np.concatenate(([-np.inf], total[:-1]))
+        moved[frame] = before > total
+        total = np.maximum(before, total) + emitted[frame]
+    counts = np.zeros(len(codes), np.int64)
+    code = len(codes) - 1
+    for frame in range(len(emitted) - 1, -1, -1):
+        counts[code] += 1
+        code -= moved[frame, code]
+    return counts

