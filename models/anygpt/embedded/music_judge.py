@@ -75,7 +75,7 @@ def features(audio: Audio) -> np.ndarray:
     # How fast the sound swells and dies away, in all and in four parts of the spectrum, in dB a frame.
     parts = np.stack([level, *(librosa.power_to_db(part.sum(0), top_db=45) for part in np.array_split(power, 4))])
     moves = np.percentile(np.diff(parts, axis=1), (3, 10, 25, 50, 75, 90, 97), axis=1).ravel()
-    return np.concatenate([shape.mean(1), shape.std(1), loud.mean(1) - loud.mean(), moves])
+    return np.concatenate([shape.mean(1), loud.mean(1) - loud.mean(), moves])
 
 
 class FamilyJudge:

@@ -62,6 +62,7 @@ class Recipe:
     held: float = 0.5
     onset: float = 0.5
     family: float = 0.2
+    moves: float = 1.0
     hiss: float = 0.02
     commitment: float = 0.25
     keep: float = 0.98  # of the codebooks' moving averages
@@ -200,10 +201,7 @@ def train(minutes: float, recipe: Recipe, seed: int = 0) -> None:
             named = functional.cross_entropy(
                 helpers.family(through).flatten(0, 1), family.repeat_interleave(MUSIC_FRAMES)
             )
-        total = (
-            losses["bands"] + losses["loud"] + recipe.held * losses["held"] + recipe.onset * losses["onset"]
-            + recipe.hiss * losses["hiss"] + recipe.family * named + recipe.commitment * commitment
-        )  # fmt: skip
+        total = _total(losses, recipe) + recipe.family * named + recipe.commitment * commitment
         _step(total, optimiser, codec, helpers)
         if progress.steps % 100 == 0:
             _report(progress, codec, test, {**_plain(losses), "family": named.item(), "fit": commitment.item()})
@@ -236,16 +234,14 @@ def refine(minutes: float, recipe: Recipe, seed: int = 1) -> None:
             vectors = codec.quantiser.vectors(codes)
         with torch.autocast("cpu", torch.bfloat16):
             losses = _losses(codec, helpers, vectors, found, held, onset)
-        total = losses["bands"] + losses["loud"] + recipe.held * losses["held"] + recipe.onset * losses["onset"]
-        total = total + recipe.hiss * losses["hiss"]
-        _step(total, optimiser, codec, helpers)
+        _step(_total(losses, recipe), optimiser, codec, helpers)
         if progress.steps % 100 == 0:
             _report(progress, codec, test, _plain(losses))
             _save(state, codec, helpers, None, optimiser, progress)
     _save(state, codec, helpers, None, optimiser, progress)
 
 
-def codes(split: music_data.Split, codec: MusicCodec) -> Iterator[dict[str, Any]]:
+def rows(split: music_data.Split, codec: MusicCodec) -> Iterator[dict[str, Any]]:
     """Rows of runs/anygpt/music.jsonl.
 
     use: "out" where clips start on a beat and the beat fits the frames, so that they can be composed; "in" where they
@@ -268,12 +264,15 @@ def codes(split: music_data.Split, codec: MusicCodec) -> Iterator[dict[str, Any]
 
 
 def ship(stage: str) -> None:
-    """assets/anygpt/music.safetensors, float16, with its card; `stage` is "train" or "refine"."""
+    """assets/anygpt/music.safetensors, float16; `stage` is "train" or "refine"."""
     saved = torch.load(FOLDER / f"{stage}.pt", weights_only=True)
+    ASSETS.mkdir(parents=True, exist_ok=True)
     write_safetensors(ASSETS / "music.safetensors", {name: tensor.half() for name, tensor in saved["codec"].items()})
 
 
-def _losses(codec: MusicCodec, helpers: Helpers, latent: Tensor, found: Tensor, held: Tensor, onset: Tensor) -> dict:
+def _losses(
+    codec: MusicCodec, helpers: Helpers, latent: Tensor, found: Tensor, held: Tensor, onset: Tensor
+) -> dict[str, Tensor]:
     """bands: mean error in log10 of power. loud: the same where it matters most, in amplitude."""
     state = codec.decoder.state(latent)
     score = codec.decoder.score(state)
@@ -284,11 +283,25 @@ def _losses(codec: MusicCodec, helpers: Helpers, latent: Tensor, found: Tensor, 
     return {
         "bands": (made.log10() - found).abs().mean(),
         "loud": 20 * (made.sqrt() - (10**found).sqrt()).abs().mean(),
+        # How each band changes from step to step: without it levels flutter, and a plucked string does not die away.
+        "moves": (made.log10().diff(dim=1) - found.diff(dim=1)).abs().mean(),
         # Noise is the last resort: sines first.
         "hiss": (score.noise.log10() - math.log10(FLOOR)).clamp(min=0).mean(),
         "held": 10 * functional.binary_cross_entropy_with_logits(score.sounding, held.clamp(min=0), weight),
         "onset": 10 * functional.binary_cross_entropy_with_logits(starts, onset, 1 + 4 * onset),
     }
+
+
+def _total(losses: dict[str, Tensor], recipe: Recipe) -> Tensor:
+    weights = {
+        "bands": 1.0,
+        "loud": 1.0,
+        "moves": recipe.moves,
+        "hiss": recipe.hiss,
+        "held": recipe.held,
+        "onset": recipe.onset,
+    }
+    return torch.stack([weights[name] * loss for name, loss in losses.items()]).sum()
 
 
 def _drawn(data: Clips, recipe: Recipe) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -385,9 +398,8 @@ def main() -> None:
         case "codes":
             ship("train")
             codec = load(ASSETS)
-            with (FOLDER.parent / "music.jsonl").open("w") as file:
-                for split in music_data.PER_CELL:
-                    file.writelines(json.dumps(row) + "\n" for row in codes(split, codec))
+            lines = [json.dumps(row) + "\n" for split in music_data.PER_CELL for row in rows(split, codec)]
+            (FOLDER.parent / "music.jsonl").write_text("".join(lines))
         case "refine":
             refine(arguments.minutes, Recipe(rate=1e-3))
             ship("refine")
