@@ -10,6 +10,17 @@ Language = Literal["en", "ja"]
 
 
 @dataclass(frozen=True)
+class Example:
+    """What is shown on a stage, and how it is started.
+
+    press: CSS selectors inside the demo's tab, pressed in turn, each once it is there; one after "see " is waited for.
+    """
+
+    says: str
+    press: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class Demo:
     """One paper, one tab.
 
@@ -17,6 +28,7 @@ class Demo:
     paper: authors, year and identifier, in one line.
     claims: what the paper claims, five short lines.
     build: "module:function"; the function gets `(AppOptions, Runtime)` inside the demo's `gr.Tab`.
+    example: for a talk; None if nothing is prepared.
     """
 
     slug: str
@@ -25,6 +37,7 @@ class Demo:
     url: str
     claims: tuple[str, ...]
     build: str
+    example: Example | None = None
 
     def load_build(self) -> "Callable[[AppOptions, Any], None]":
         """Imports the tab's module and returns its build function."""
@@ -50,6 +63,10 @@ DEMOS: tuple[Demo, ...] = (
             "YOLOv9-C reaches 53.0 AP, as YOLOv7-AF does, with 42 % fewer parameters, trained from scratch.",
         ),
         build="demos.yolov9:build",
+        example=Example(
+            "A drawing goes through the detector: boxes, counts, and where the time went.",
+            ("[role=tab]:nth-of-type(2)", ".gallery-item", "see #yolov9-image img", "#yolov9-image-run"),
+        ),
     ),
     Demo(
         slug="pdiff",
@@ -64,6 +81,10 @@ DEMOS: tuple[Demo, ...] = (
             "Noise added to parameters and latents while training matters for it.",
         ),
         build="demos.pdiff:build",
+        example=Example(
+            "A hundred networks come out of noise, and every one is tested.",
+            ("[role=tab]:nth-of-type(1)", "#pdiff-run"),
+        ),
     ),
     Demo(
         slug="longrope",
@@ -78,6 +99,10 @@ DEMOS: tuple[Demo, ...] = (
             "The network stays as it is: only the rotary table changes.",
         ),
         build="demos.longrope:build",
+        example=Example(
+            "A key hidden in a thousand tokens is found; then try 16k, with and without LongRoPE.",
+            ("[role=tab]:nth-of-type(1)", "#longrope-run"),
+        ),
     ),
     Demo(
         slug="sdxl_lightning",
@@ -92,6 +117,30 @@ DEMOS: tuple[Demo, ...] = (
             "Students come as full networks, and for 2, 4 and 8 steps as LoRAs that work on other base models.",
         ),
         build="demos.sdxl_lightning:build",
+        example=Example(
+            "One prompt at 1, 2, 4 and 8 steps beside the teacher, each with its time.",
+            ("[role=tab]:nth-of-type(3)", "#sdxl_lightning-compare"),
+        ),
+    ),
+    Demo(
+        slug="anygpt",
+        title="AnyGPT",
+        paper=(
+            "Zhan et al.: AnyGPT: Unified Multimodal LLM with Discrete Sequence Modeling. ACL 2024, arXiv 2402.12226"
+        ),
+        url="https://arxiv.org/abs/2402.12226",
+        claims=(
+            "Speech, text, pictures and music can be one sequence of discrete tokens.",
+            "A language model learns them as it learns words: same network, same training, only a larger vocabulary.",
+            "Tokenizers turn media into few meaningful tokens; separate decoders add the detail back.",
+            "108 000 synthesised dialogues that mix all media in both directions teach it to converse in them.",
+            "Without training for one task it comes close to specialised models in each medium.",
+        ),
+        build="demos.anygpt:build",
+        example=Example(
+            "“Draw a red apple and play something calm”: one model answers with a picture and music.",
+            ("[role=tab]:nth-of-type(1)", ".gallery-item"),
+        ),
     ),
 )
 
@@ -108,6 +157,7 @@ class AppOptions:
     memory_limit: bytes over all models; None takes 80 % of the device's memory.
     rate_limit: requests a second from one address; 0 for no limit.
     proxies: trusted ones in front of the app.
+    mcp: offer the API to language models as tools.
     """
 
     demos: tuple[str, ...] = field(default_factory=lambda: tuple(entry.slug for entry in DEMOS))
@@ -120,6 +170,7 @@ class AppOptions:
     device: str = "auto"
     memory_limit: int | None = None
     present: bool = False
+    lang: Language = "en"
     rate_limit: float = 100.0
     proxies: int = 0
-    lang: Language = "en"
+    mcp: bool = False

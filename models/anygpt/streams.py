@@ -115,13 +115,16 @@ def spell(vocabulary: Vocabulary, medium: Medium, ids: Iterable[int]) -> str:
 
 
 class Splitter:
-    """Cuts a stream into runs while it comes in. The ids of all runs, in order, are the stream."""
+    """Cuts a stream into runs while it comes in. The ids of all runs, in order, are the stream.
+
+    kind, ids, label: of the run that is open.
+    """
 
     def __init__(self, vocabulary: Vocabulary) -> None:
         self.vocabulary = vocabulary
         self.kind: Kind = "text"
         self.ids: list[int] = []
-        self._label: Label = ""
+        self.label: Label = ""
         tokens = vocabulary.tokens
         self._labels: dict[int | None, Label] = {tokens.get(HEARD): "heard", tokens.get(REPLY): "reply"}
 
@@ -142,11 +145,11 @@ class Splitter:
         if opened is not None:
             if self.ids:
                 runs.append(self._close())
-            self.kind, self._label = opened, ""
+            self.kind, self.label = opened, ""
         elif token in self._labels:
             if self.ids:
                 runs.append(self._close())
-            self._label = self._labels[token]
+            self.label = self._labels[token]
         self.ids.append(token)
         return runs
 
@@ -155,8 +158,8 @@ class Splitter:
         return [self._close(whole=self.kind == "text")] if self.ids else []
 
     def _close(self, whole: bool = True) -> Run:
-        run = Run(self.kind, tuple(self.ids), whole, self._label)
-        self.kind, self.ids, self._label = "text", [], ""
+        run = Run(self.kind, tuple(self.ids), whole, self.label)
+        self.kind, self.ids, self.label = "text", [], ""
         return run
 
 

@@ -1,0 +1,291 @@
+"""A conversation: what a visitor sends becomes a turn, the reply comes part by part, and both are kept as ids."""
+
+from __future__ import annotations
+
+import mimetypes
+import shutil
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from html import escape
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import gradio as gr
+from gradio.data_classes import FileData
+
+from demos import anygpt_media as media
+from demos import parts
+from demos.anygpt_parts import MIXED, MUSIC, NAMES, SOUNDS, SPEECH, Choices, one_of
+from demos.anygpt_tokens import EMPTY, TokenView
+from models.errors import BadInput, Cancelled
+from models.runtime import Handle
+
+if TYPE_CHECKING:
+    from models.anygpt.pipeline import AnyGPT, Reply
+    from models.anygpt.streams import Part, Turn
+
+MOST_FILES, MOST_TEXT, MOST_TURNS = 6, 20_000, 400
+MICROPHONE = "audio.wav"  # what Gradio calls every recording
+HEARD = "Heard"  # over what the model understood of speech
+OFTEN = 0.12  # seconds between two pictures of a reply that is being written
+START = "Write, speak, drop a picture or a sound, or click an example."
+
+Message = dict[str, Any]  # of `gr.Chatbot`
+
+
+@dataclass(frozen=True)
+class Talk:
+    """One visitor's conversation. turns: as the model reads them. messages: as the page shows them. folder: files."""
+
+    turns: tuple[Turn, ...] = ()
+    messages: tuple[Message, ...] = ()
+    folder: Path | None = None
+
+
+@dataclass(frozen=True)
+class Screen:
+    """What changes on the page; None leaves a thing as it is. Tuple order is that of the events' outputs."""
+
+    messages: Sequence[Message] | None = None
+    box: dict[str, Any] | None = None
+    tokens: str | None = None
+    said: str | None = None
+    archive: Path | None = None
+    talk: Talk | None = None
+
+    def outputs(self) -> tuple[Any, ...]:
+        archive = gr.skip() if self.archive is None else gr.DownloadButton(value=str(self.archive), interactive=True)
+        messages = None if self.messages is None else list(self.messages)
+        shown = [gr.skip() if value is None else value for value in (messages, self.box, self.tokens, self.said)]
+        return (*shown, archive, gr.skip() if self.talk is None else self.talk)
+
+
+def cleared() -> tuple[Any, ...]:
+    """The page as it opens."""
+    return [], empty_box(), EMPTY, said(START), gr.DownloadButton(value=None, interactive=False), Talk()
+
+
+def forget(talk: Talk) -> None:
+    """Removes a conversation's files."""
+    if talk.folder is not None:
+        shutil.rmtree(talk.folder, ignore_errors=True)
+
+
+def empty_box() -> dict[str, Any]:
+    return {"text": "", "files": []}
+
+
+def said(*lines: str) -> str:
+    return "".join(f"<p>{escape(line)}</p>" for line in lines if line)
+
+
+def answer(
+    handle: Handle[AnyGPT], talk: Talk, message: Any, choices: Choices, cancel: parts.Cancel
+) -> Iterator[tuple[Any, ...]]:
+    """Sends a turn and shows the reply while it is written; outputs as `Screen` orders them.
+
+    A turn that the model cannot read changes nothing: it stays in the box.
+
+    Raises:
+        BadInput: an empty, too long or unreadable turn, or a value that no control offers. WeightsNotFound.
+    """
+    try:
+        yield from _answer(handle, talk, message, choices, cancel)
+    except Exception:
+        yield Screen(talk.messages, message, said=said(START)).outputs()
+        raise
+
+
+def _answer(
+    handle: Handle[AnyGPT], talk: Talk, message: Any, choices: Choices, cancel: parts.Cancel
+) -> Iterator[tuple[Any, ...]]:
+    sent = _parts(message, choices.sounds)
+    if len(talk.turns) >= MOST_TURNS:
+        raise BadInput(f"This conversation has {len(talk.turns)} turns. Save it, and start a new one.")
+    yield Screen(said="<p>Reading what you sent</p>").outputs()
+    with handle.use(gr.Progress()) as model:
+        settings = choices.settings(model, any(part.kind == "image" for part in sent))
+        turn = media.smaller(model.user_turn(sent, settings.task, settings.template))
+        folder = talk.folder or parts.private_folder()
+        asked = Talk((*talk.turns, turn), (*talk.messages, *_messages(turn.parts, len(talk.turns) + 1, folder)), folder)
+
+        def work(report: Callable[[Any], None]) -> None:
+            reply = model.chat(asked.turns, settings, lambda token: report(("token", token)))
+            report(("begun", reply))
+            for part in reply:
+                report(("part", part))
+
+        shown = _Shown(model, asked)
+        try:
+            for kind, value in parts.streamed(work, cancel):
+                if shown.take(kind, value):
+                    yield shown.screen().outputs()
+            last = shown.summary()
+        except Cancelled as stop:
+            last = str(stop)
+        if cancel.get("cleared"):  # in the meantime
+            forget(asked)
+            yield cleared()
+            return
+        yield shown.kept(last, handle).outputs()
+
+
+class _Shown:
+    """A reply while it is written."""
+
+    def __init__(self, model: AnyGPT, asked: Talk) -> None:
+        from models.anygpt.streams import Splitter
+
+        self._model, self._asked = model, asked
+        self._open = Splitter(model.words.vocabulary)
+        self._closed = ""  # the medium whose codes are there and whose picture or sound is being made
+        self._parts: list[Part] = []
+        self._messages: list[Message] = []
+        self._reply: Reply | None = None
+        self._view: TokenView | None = None
+        self._started = self._last = time.monotonic()
+
+    def take(self, kind: str, value: Any) -> bool:
+        """One event; True if it is time to show the reply again."""
+        now = time.monotonic()
+        if kind == "begun":
+            self._reply = value
+            self._view = TokenView(self._model.words, value.prompt, value.left_out, self._model.lm.window)
+            self._started = now
+        elif kind == "token":
+            assert self._view is not None
+            self._view.push(value)
+            self._closed = next((run.kind for run in self._open.push(value) if run.kind != "text"), self._closed)
+        else:
+            self._parts.append(value)
+            self._closed = ""
+            assert self._asked.folder is not None
+            self._messages += _message(self._parts, len(self._parts) - 1, self._number, self._asked.folder, "assistant")
+        if kind == "token" and now - self._last < OFTEN:
+            return False
+        self._last = now
+        return True
+
+    def screen(self) -> Screen:
+        assert self._view is not None
+        messages = (*self._asked.messages, *self._messages, *self._draft())
+        # The turn was read: the box is free for the next one.
+        return Screen(messages, empty_box(), self._view.html(), self._progress())
+
+    def kept(self, last: str, handle: Handle[AnyGPT]) -> Screen:
+        """The conversation with the reply in it, as far as it came."""
+        assert self._reply is not None and self._view is not None and self._asked.folder is not None
+        talk = replace(
+            self._asked,
+            turns=(*self._asked.turns, self._reply.turn),
+            messages=(*self._asked.messages, *self._messages),
+        )
+        info = handle.status().info
+        model = {"tier": info.tier, "weights": info.weights} if info else {}
+        archive = media.archive(talk.turns, model, self._asked.folder)
+        return Screen(talk.messages, empty_box(), self._view.html(), said(last), archive, talk)
+
+    def summary(self) -> str:
+        assert self._view is not None and self._reply is not None
+        seconds = max(time.monotonic() - self._started, 1e-3)
+        rate = self._view.written / seconds
+        named = ", ".join(dict.fromkeys(NAMES[part.kind] for part in self._parts)) or "nothing to show"
+        text = f"{named[0].upper()}{named[1:]}: {self._view.written} tokens in {seconds:.1f} s, {rate:.0f} a second."
+        if self._reply.left_out:
+            text += f" The oldest {self._reply.left_out} turns no longer fit into the model's window and were not read."
+        return text
+
+    @property
+    def _number(self) -> int:
+        return len(self._asked.turns) + 1
+
+    def _progress(self) -> str:
+        medium = self._open.kind
+        if self._closed:
+            return said(f"Making the {NAMES[self._closed]} from its tokens")
+        if medium == "text":
+            return said("Writing" if self._view and self._view.written else "Reading the conversation")
+        units, rule = len(self._open.ids) - 1, self._model.rules[medium]
+        text = f"Writing {NAMES[medium]}: {units} tokens"
+        return parts.bar(f"{text} of {rule.most}", units, rule.most) if rule.least == rule.most else said(text)
+
+    def _draft(self) -> list[Message]:
+        """The text that is being written."""
+        if self._open.kind != "text" or not self._open.ids:
+            return []
+        vocabulary = self._model.words.vocabulary
+        text = self._model.words.decode([i for i in self._open.ids if i not in vocabulary.control]).strip()
+        return [_text(text, "assistant", self._open.label)] if text else []
+
+
+def _parts(message: Any, sounds: Any) -> list[Part]:
+    """What the box holds, as parts that are not read yet: files in their order, then the text."""
+    from models.anygpt.streams import Part
+
+    one_of("A sound file", sounds, [value for _, value in SOUNDS])
+    text, files = (message or {}).get("text") or "", (message or {}).get("files") or []
+    if len(text) > MOST_TEXT:
+        raise BadInput(f"The text has {len(text):,} characters; at most {MOST_TEXT:,} can be sent at once.")
+    if len(files) > MOST_FILES:
+        raise BadInput(f"There are {len(files)} files; at most {MOST_FILES} can be sent at once.")
+    if not text.strip() and not files:
+        raise BadInput("The turn is empty. Write something, speak, or attach a picture or a sound.")
+    found, heard = [], 0
+    for file in files:
+        kind = _kind(file)
+        if kind == "sound":
+            music = sounds == MUSIC or (sounds == MIXED and heard > 0)
+            kind = MUSIC if music and Path(file).name != MICROPHONE else SPEECH
+            heard += 1
+        found.append(Part(kind, file))  # type: ignore[arg-type]
+    return [*found, *([Part("text", text.strip())] if text.strip() else [])]
+
+
+def _kind(file: str) -> str:
+    """ "image" or "sound", by the file's name; what is inside is checked where it is read."""
+    kind, _ = mimetypes.guess_type(file)
+    if kind and kind.startswith("image/"):
+        return "image"
+    if kind and (kind.startswith("audio/") or kind in ("video/webm", "video/mp4", "video/ogg")):
+        return "sound"
+    raise BadInput(f"{Path(file).name} is neither a picture nor a sound. Use PNG, JPEG, WebP, WAV, MP3, FLAC or OGG.")
+
+
+def _messages(sent: Sequence[Part], number: int, folder: Path) -> list[Message]:
+    return [message for i in range(len(sent)) for message in _message(sent, i, number, folder, "user")]
+
+
+def _message(among: Sequence[Part], index: int, number: int, folder: Path, role: str) -> list[Message]:
+    """One part as the page shows it, its file written; a note stands under it."""
+    part = among[index]
+    if part.kind == "text":
+        return [_text(part.value, role, part.label)]
+    if part.value is None:
+        return [_text(f"The {NAMES[part.kind]} could not be made. {part.note}", role)]
+    path = media.file_of(folder, number, among, index)
+    media.save(part, path)
+    whose = "sent" if role == "user" else "made by the model"
+    shown: Message = {"role": role, "content": _player(part.kind, path, f"{NAMES[part.kind].capitalize()}, {whose}")}
+    return [shown, *([_text(part.note, role)] if part.note else [])]
+
+
+def _player(kind: str, path: Path, label: str) -> dict[str, Any]:
+    """A picture or a sound player inside a message, in the form that `gr.Chatbot` sends to the page.
+
+    A plain file would be shown too, but without words for people who cannot see it.
+    """
+    image = kind == "image"
+    mime = "image/png" if image else "audio/wav"
+    return {
+        "type": "component",
+        "component": "image" if image else "audio",
+        "value": FileData(path=str(path), orig_name=path.name, mime_type=mime).model_dump(),
+        "constructor_args": {},
+        "props": {"alt_text": label} if image else {"label": label},
+    }
+
+
+def _text(text: str, role: str, label: str = "") -> Message:
+    message: Message = {"role": role, "content": text}
+    return message | {"metadata": {"title": HEARD}} if label == "heard" else message
