@@ -2,6 +2,7 @@
 
 import argparse
 import atexit
+import gc
 import os
 import re
 import shutil
@@ -25,6 +26,8 @@ MAX_UPLOAD = "200mb"
 
 
 def main() -> None:
+    # What is imported and built here stays: looking for garbage in it would take a tenth of the start.
+    gc.disable()
     options = parse_options()
     _prepare_process(options)
     demo = build_app(options)
@@ -32,6 +35,8 @@ def main() -> None:
         demo.launch(**launch_arguments(options), prevent_thread_lock=True)
     except OSError as error:
         sys.exit(f"Port {options.port} on {options.host} cannot be used ({error}). Choose another with --port.")
+    gc.freeze()
+    gc.enable()
     print(f"Live Papers: {_address(options)}", flush=True)
     if options.share and options.auth is None:
         print("Anyone who has the public link can use it. Ask for a password with --auth USER:PASS.", flush=True)
@@ -48,6 +53,9 @@ def build_app(options: AppOptions, runtime: "Runtime | None" = None, demos: Sequ
     runtime = runtime or configure(memory_limit_bytes=options.memory_limit, device=options.device)
     chosen = {demo.slug: demo for demo in demos}
     with GuardedBlocks(title="Live Papers", analytics_enabled=False, fill_width=True, delete_cache=(60, 600)) as app:
+        # While the app is empty: `queue` sets up the server once more, with all that it serves.
+        # Not `api_open`: a direct call would go past the queue and its limits.
+        app.queue(max_size=64, default_concurrency_limit=1, api_open=False)
         with gr.Tabs(selected=options.demos[0], elem_id="demos") as tabs:
             for slug in options.demos:
                 with gr.Tab(chosen[slug].title, id=slug, elem_id=f"{slug}-tab") as tab:
@@ -67,8 +75,7 @@ def build_app(options: AppOptions, runtime: "Runtime | None" = None, demos: Sequ
             from demos import language
 
             language.translate(app, language.read(options.lang))
-    # Not `api_open`: a direct call would go past the queue and its limits.
-    return app.queue(max_size=64, default_concurrency_limit=1, api_open=False)
+    return app
 
 
 def launch_arguments(options: AppOptions) -> dict[str, Any]:

@@ -44,6 +44,7 @@ def start_server(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., obje
         url = f"http://127.0.0.1:{port}"
         environment = {k: v for k, v in os.environ.items() if not k.startswith("LIVE_PAPERS_")}
         environment |= {"TMPDIR": str(folder), "PYTHONUNBUFFERED": "1"}
+        environment.pop("PYTHONDONTWRITEBYTECODE", None)  # a user's second start finds byte code, and so do these
         log = folder / "log.txt"
         with open(log, "wb") as output:
             started = time.perf_counter()
