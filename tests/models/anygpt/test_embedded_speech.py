@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import struct
 from pathlib import Path
 
 import numpy as np
@@ -11,10 +12,10 @@ from transformers import WhisperConfig, WhisperFeatureExtractor
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
 from models.anygpt.audio import Audio, read_speech, wav
-from models.anygpt.embedded import speech_align, speech_codec, speech_ear, speech_source
+from models.anygpt.embedded import speech_align, speech_codec, speech_ear, speech_judge, speech_source, speech_whisper
 from models.anygpt.embedded.speech_ear import ALPHABET, RATE, SILENCE
 from models.anygpt.embedded.speech_mouth import Mouth, places
-from models.errors import BadInput, UnsafeCheckpoint, WeightsNotFound
+from models.errors import BadInput, UnsafeCheckpoint, WeightsCorrupt, WeightsNotFound
 from models.weights import ASSETS
 
 EXAMPLES = ASSETS / "anygpt/examples"
@@ -83,6 +84,15 @@ def test_alignment_loss_sums_all_alignments():
     assert speech_align.alignment_loss(scores, targets).item() == pytest.approx(total / 2 / 6, abs=1e-4)
 
 
+@pytest.mark.parametrize("seed", range(5))
+def test_best_alignment_is_the_best_of_all(seed):
+    scores = np.random.default_rng(seed).normal(size=(6, 4))
+    codes = [0, 2, 1]
+    splits = [counts for counts in itertools.product(range(1, 5), repeat=3) if sum(counts) == 6]
+    values = [scores[range(6), np.repeat(codes, counts)].sum() for counts in splits]
+    assert tuple(speech_align.best_alignment(scores, codes)) == splits[int(np.argmax(values))]
+
+
 def test_pulses_are_a_sum_of_harmonics():
     pitch = torch.full((20,), 1000.0)
     phase = 2 * math.pi * 1000 * (torch.arange(4000).double() + 1) / speech_source.RATE
@@ -106,6 +116,37 @@ def test_places_of_frames_in_their_codes():
     assert found[:, 0].tolist() == pytest.approx([0.5, 1 / 6, 0.5, 5 / 6])
     assert (10 * found[:, 1]).tolist() == pytest.approx([0, 0, 1, 2])
     assert (10 * found[:, 2]).tolist() == pytest.approx([0, 2, 1, 0])
+
+
+def test_words_as_the_judge_counts_them():
+    assert speech_judge.normalised("I see 2 gray, ice-cold colors!") == [
+        "i",
+        "see",
+        "two",
+        "gray",
+        "ice",
+        "cold",
+        "colors",
+    ]
+    assert speech_judge.normalised("My neighbor's color.") == ["my", "neighbors", "colour"]
+    assert speech_judge.distance("kitten", "sitting") == 3
+    assert speech_judge.error_rate([["a", "b"], []], [["a"], ["c"]]) == 1.0
+
+
+def test_ctranslate2_file(tmp_path: Path):
+    def text(value):
+        return struct.pack("<H", len(value) + 1) + value.encode() + b"\0"
+
+    array = np.arange(6, dtype=np.float16).reshape(2, 3)
+    content = struct.pack("<I", 6) + text("WhisperSpec") + struct.pack("<II", 3, 1)
+    content += text("a") + struct.pack("<BIIBI", 2, 2, 3, 4, array.nbytes) + array.tobytes()
+    path = tmp_path / "model.bin"
+    path.write_bytes(content)
+    np.testing.assert_array_equal(speech_whisper.read(path)["a"], array)
+    for damaged in (content[:-1], content[:30], content.replace(b"Whisper", b"Whisker"), b""):
+        path.write_bytes(damaged)
+        with pytest.raises(WeightsCorrupt):
+            speech_whisper.read(path)
 
 
 def test_padding_does_not_change_a_sentence():
