@@ -77,9 +77,10 @@ EXAMPLES = (
     Example(
         "Speech and music to text, picture, speech",
         "",
-        ("draw_a_picture_that_goes_with_this_music.wav", "music.wav"),
+        ("draw_a_picture_that_goes_with_this_music.wav", "music_slow_calm_piano.wav"),
         MIXED,
     ),
+    Example("Picture and spoken question to text and speech", "", ("picture.png", "what_is_in_this_picture.wav")),
     Example("Draw a red apple and play something calm", "Draw a red apple and play something calm."),
 )
 

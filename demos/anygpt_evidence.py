@@ -1,12 +1,14 @@
 """The AnyGPT tab's Evidence and How it works panels: the paper's figures, what was measured here, one drawing.
 
-Everything measured is read from `assets/anygpt/evidence/*.json`, which commands of `models.anygpt.embedded` write.
+Everything measured is read from `assets/anygpt/evidence/*.json`, which commands of `models.anygpt.embedded` write;
+whether a target is met is computed from it here.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -16,12 +18,40 @@ import gradio as gr
 from demos.parts import EvidenceRow, evidence_html
 
 EVALUATE = "python -m models.anygpt.embedded.evaluate"
-# Paper v5, section 4: zero-shot, the base model of 7 billion parameters (specification, section 9).
-PAPER = (
+Recorded = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Task:
+    """One row of this project's targets. paper: its nearest figure there, of another test. key: of the record.
+
+    least or most: the target, for the value of `key`. seconds: in which the slowest has to be done.
+    """
+
+    title: str
+    paper: str | None
+    key: str = "right, %"
+    least: float | None = None
+    most: float | None = None
+    seconds: float | None = None
+
+
+# By the names of the records. The paper's figures: version 5, section 4, zero-shot, 7 billion parameters.
+TASKS = {
+    "tts": Task("Text to speech: words wrong", "8.5 % (VCTK, 3 s of a voice)", "word error rate, %", most=15),
+    "asr": Task("Speech to text: words wrong", "8.5 % (LibriSpeech test-clean)", "word error rate, %", most=20),
+    "draw": Task("Text to picture: the right thing", "CLIP score 0.65 (COCO)", least=70),
+    "caption": Task("Picture to text: the thing is named", "CIDEr 107.5 (COCO Karpathy)", least=70),
+    "compose": Task("Text to music: tempo and instrument", "CLAP 0.14 (MusicCaps)", least=70),
+    "describe": Task("Music to text: tempo and instrument", "CLAP 0.11 (MusicCaps)", least=70),
+    "spoken": Task("A spoken request answered in all four media", None, least=100, seconds=20),
+    "text": Task("Perplexity of plain text, against SmolLM2: change", None, "change, %", most=3),
+}
+OTHERS = (
     ("Picture to text, COCO Karpathy: CIDEr (higher is better)", "107.5", "SEED-LLaMA-8B 123.6, Flamingo-9B 79.4"),
     ("Text to picture, 30 000 COCO captions: CLIP score (higher)", "0.65", "SEED-LLaMA 0.69, Emu 0.66"),
-    ("Speech to text, LibriSpeech test-clean: word errors (lower)", "8.5 %", "Whisper-L-v2 2.7 %, humans 5.8 %"),
-    ("Text to speech, VCTK, 3 s of a voice: word errors (lower)", "8.5 %", "VALL-E 7.9 %, real recordings 1.9 %"),
+    ("Speech to text, LibriSpeech test-clean: words wrong (lower)", "8.5 %", "Whisper-L-v2 2.7 %, humans 5.8 %"),
+    ("Text to speech, VCTK, 3 s of a voice: words wrong (lower)", "8.5 %", "VALL-E 7.9 %, real recordings 1.9 %"),
     ("The same: likeness to the voice (higher)", "0.77", "VALL-E 0.75, USLM 0.84"),
     ("Music to text, MusicCaps: CLAP (higher)", "0.11", "people's captions 0.16"),
     ("Text to music, MusicCaps: CLAP (higher)", "0.14", "Riffusion 0.19, Moûsai 0.23"),
@@ -34,20 +64,43 @@ LIMITS = (
 
 
 def show_evidence(folder: Path, tab: gr.Tab) -> None:
-    """A page that is written when `tab` is opened."""
+    """A plot and a page, made when `tab` is opened: nobody waits for them before."""
+    figure = gr.Plot(show_label=False, elem_id="anygpt-evidence-plot")
     page = gr.HTML(elem_id="anygpt-evidence", padding=False)
-    tab.select(lambda: evidence_page(folder), None, page, api_name="anygpt_evidence", show_progress="hidden")
+
+    def open_evidence() -> tuple[Any, str]:
+        from demos.anygpt_plots import against_targets
+
+        recorded = read_records(folder)
+        measured = {name: recorded[name]["result"] for name in TASKS if name in recorded}
+        return against_targets(measured, TASKS) if measured else None, evidence_page(recorded)
+
+    tab.select(open_evidence, None, [figure, page], api_name="anygpt_evidence", show_progress="hidden")
 
 
-def evidence_page(folder: Path) -> str:
-    """The paper's table, then one a recorded file; says so where nothing was measured. HTML."""
-    rows = [EvidenceRow(what, figure, None, others) for what, figure, others in PAPER]
-    pages = [evidence_html(rows, "The paper's own figures: zero-shot, 7 billion parameters; not measured here")]
-    recorded = sorted(folder.glob("*.json"))
-    pages += [page for path in recorded if (page := _recorded(path))]
-    if len(pages) == 1:
-        pages.append(f"<p>Not measured here yet. <code>{EVALUATE}</code> records it.</p>")
+def read_records(folder: Path) -> dict[str, Recorded]:
+    """Every recorded file by name; files of another kind in the folder are left out."""
+    found = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.json"))}
+    return {name: data for name, data in found.items() if isinstance(data, dict) and "provenance" in data}
+
+
+def evidence_page(recorded: Mapping[str, Recorded]) -> str:
+    """The targets with the paper beside them, the other records, and the paper's comparisons. HTML."""
+    rows = [_target(name, task, recorded.get(name)) for name, task in TASKS.items()]
+    title = "The miniature here, on what it never saw, judged by other models; the paper's nearest figure beside it"
+    pages = [evidence_html(rows, title)]
+    pages += [f"<p>{escape(text)}</p>" for text in _origins(recorded)]
+    pages += [_facts(name, data) for name, data in recorded.items() if name not in TASKS]
+    others = [EvidenceRow(what, figure, None, compared) for what, figure, compared in OTHERS]
+    pages.append(evidence_html(others, "The paper's own figures and its comparisons; not measured here"))
     return "".join([*pages, f"<p>{escape(LIMITS)}</p>"])
+
+
+def met(task: Task, result: Mapping[str, Any]) -> bool:
+    """Whether a record reaches its target."""
+    value = result[task.key]
+    quick = task.seconds is None or result["slowest, s"] < task.seconds
+    return quick and (task.least is None or value >= task.least) and (task.most is None or value <= task.most)
 
 
 def explanation(assets: Path) -> None:
@@ -74,28 +127,42 @@ def explanation(assets: Path) -> None:
         )  # fmt: skip
 
 
-def _recorded(path: Path) -> str:
-    """One recorded file as a table with where it comes from; nothing for a file that holds no result."""
-    data = json.loads(path.read_text(encoding="utf-8"))
-    source, result = data.get("provenance"), data.get("result")
-    if source is None or not result:
-        return ""
-    title = path.stem.replace("_", " ").capitalize()
-    origin = f"{title}. Measured here: {source['date']}, {source['machine']}; {source['command']}"
-    rows = result.get("rows") if isinstance(result, Mapping) else result
-    if isinstance(rows, Sequence) and rows and all(isinstance(row, Mapping) and "what" in row for row in rows):
-        return evidence_html([_row(row) for row in rows], origin)
-    facts = result if isinstance(result, Mapping) else {str(i): row for i, row in enumerate(rows or (), 1)}
-    return evidence_html([EvidenceRow(_words(key), None, _shown(value)) for key, value in facts.items()], origin)
-
-
-def _row(row: Mapping[str, Any]) -> EvidenceRow:
-    """A row that says what it measures; whatever else it holds is its note."""
-    rest = {key: value for key, value in row.items() if key not in ("what", "paper", "here", "note")}
-    note = "; ".join(
-        [*([row["note"]] if row.get("note") else []), *(f"{_words(k)} {_shown(v)}" for k, v in rest.items())]
+def _target(name: str, task: Task, data: Recorded | None) -> EvidenceRow:
+    if data is None:
+        return EvidenceRow(task.title, task.paper, None, f"Not measured yet: {EVALUATE} {name} records it.")
+    result = data["result"]
+    low_high = f", 95 % interval {result['interval, %'][0]:g} to {result['interval, %'][1]:g}" * (
+        "interval, %" in result
     )
-    return EvidenceRow(row["what"], row.get("paper"), _shown(row.get("here")), note)
+    count = f" ({result['right']} of {result['of']})" if "of" in result else ""
+    verdict = "met" if met(task, result) else "missed"
+    here = f"{result[task.key]:g} %{count}"
+    return EvidenceRow(
+        task.title, task.paper, here, f"Target {result['target']}: {verdict}{low_high}. {result['measures']}"
+    )
+
+
+def _origins(recorded: Mapping[str, Recorded]) -> list[str]:
+    """Where the targets' rows come from, once for all that came from the same command."""
+    found: dict[str, list[str]] = {}
+    for name in TASKS:
+        if name in recorded:
+            source = recorded[name]["provenance"]
+            found.setdefault(f"{source['command']}; {source['machine']}; {source['date'][:10]}", []).append(name)
+    return [f"{', '.join(names)}: {origin}" for origin, names in found.items()]
+
+
+def _facts(name: str, data: Recorded) -> str:
+    """Any other record as a table; single items of long lists are in the file."""
+    source, result = data["provenance"], data["result"]
+    title = f"{name.replace('_', ' ').capitalize()} ({source['date']}, {source['machine']}: {source['command']})"
+    facts = result if isinstance(result, Mapping) else {"": result}
+    rows = [EvidenceRow(_words(key), None, _shown(value)) for key, value in facts.items() if not _items(value)]
+    return evidence_html(rows, title)
+
+
+def _items(value: Any) -> bool:
+    return isinstance(value, list) and any(isinstance(each, Mapping) for each in value)
 
 
 def _words(key: str) -> str:
@@ -106,7 +173,7 @@ def _shown(value: Any) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, float):
-        return f"{value:.3g}" if abs(value) < 1000 else f"{value:,.0f}"
+        return f"{value:.4g}"
     if isinstance(value, Mapping):
         return ", ".join(f"{_words(str(key))} {_shown(each)}" for key, each in value.items())
     if isinstance(value, list | tuple):
