@@ -37,7 +37,8 @@ def measured(start_server, tmp_path_factory) -> list[tuple[tuple[float, int], tu
 
 
 def test_first_page_comes_within_1_25_times_the_empty_app(measured):
-    ratio = statistics.median(ours[0] / empty[0] for ours, empty in measured)
+    # The fastest of each: what else the machine does only adds.
+    ratio = min(ours[0] for ours, _ in measured) / min(empty[0] for _, empty in measured)
     print(f"start to first page: {ratio:.2f}x an empty five-tab app")
     assert ratio <= 1.25, measured
 
