@@ -119,15 +119,7 @@ def test_places_of_frames_in_their_codes():
 
 
 def test_words_as_the_judge_counts_them():
-    assert speech_judge.normalised("I see 2 gray, ice-cold colors!") == [
-        "i",
-        "see",
-        "two",
-        "gray",
-        "ice",
-        "cold",
-        "colors",
-    ]
+    assert speech_judge.normalised("I see 2 ice-cold colors!") == ["i", "see", "two", "ice", "cold", "colors"]
     assert speech_judge.normalised("My neighbor's color.") == ["my", "neighbors", "colour"]
     assert speech_judge.distance("kitten", "sitting") == 3
     assert speech_judge.error_rate([["a", "b"], []], [["a"], ["c"]]) == 1.0
