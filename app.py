@@ -9,7 +9,7 @@ import shutil
 import signal
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from demos.registry import DEMOS, AppOptions, Demo, Language, Tier
@@ -56,12 +56,14 @@ def build_app(options: AppOptions, runtime: "Runtime | None" = None, demos: Sequ
         # While the app is empty: `queue` sets up the server once more, with all that it serves.
         # Not `api_open`: a direct call would go past the queue and its limits.
         app.queue(max_size=64, default_concurrency_limit=1, api_open=False)
+        each: dict[str, gr.Tab] = {}
         with gr.Tabs(selected=options.demos[0], elem_id="demos") as tabs:
             for slug in options.demos:
                 with gr.Tab(chosen[slug].title, id=slug, elem_id=f"{slug}-tab") as tab:
                     chosen[slug].load_build()(options, runtime)
                 # ?tab=<slug> is the address of a tab: a click writes it, opening the page reads it.
                 tab.select(None, js=_REMEMBER_TAB.replace("SLUG", slug))
+                each[slug] = tab
         opened = app.load(
             _tab_of_address(options.demos),
             None,
@@ -71,10 +73,16 @@ def build_app(options: AppOptions, runtime: "Runtime | None" = None, demos: Sequ
             show_progress="hidden",
         )
         opened.then(None, js=_START_REMEMBERING)
+        if options.present:
+            from demos import present
+
+            present.add(each, [chosen[slug] for slug in options.demos], runtime)
         if options.lang != "en":
             from demos import language
 
             language.translate(app, language.read(options.lang))
+    if options.present:
+        present.add_run_of_show(app, [chosen[slug] for slug in options.demos], _texts(options.lang))
     return app
 
 
@@ -103,9 +111,9 @@ def launch_arguments(options: AppOptions) -> dict[str, Any]:
         "quiet": True,
         "state_session_capacity": 1000,
         "app_kwargs": {"middleware": [gate]},
-        "theme": theme.theme(),
+        "theme": theme.theme(options.present),
         "css": theme.css(options.present),
-        "head": _SPEAK.replace("LANG", options.lang) if options.lang != "en" else None,
+        "head": _head(options),
     }
 
 
@@ -142,7 +150,7 @@ def parse_options(arguments: Sequence[str] | None = None) -> AppOptions:
     option("lang", "en", _language, "language of the page: en (English) or ja (Japanese)", metavar="en|ja")
     option("rate-limit", "100", _rate, "requests a second from one address, as a lasting rate; 0 for no limit")
     option("proxies", "1" if _on_spaces() else "0", _count, "trusted proxies in front, which tell who is behind them")
-    option("present", "no", _switch, "for a projector: large type, full width, no footer", **switch)
+    option("present", "no", _switch, "for a projector: large type; press ? for its keys", **switch)
     return AppOptions(**vars(parser.parse_args(arguments)))
 
 
@@ -189,12 +197,28 @@ _REMEMBER_TAB = """() => {
   window.history.replaceState(null, "", address);
 }"""
 
-# Gradio's own words follow the browser's language: here they follow --lang, as all others do.
-_SPEAK = """<script>
-document.documentElement.lang = "LANG";
-Object.defineProperty(navigator, "language", { get: () => "LANG" });
-Object.defineProperty(navigator, "languages", { get: () => ["LANG"] });
-</script>"""
+def _head(options: AppOptions) -> str | None:
+    """Scripts for the page: its language; with --present, the keys."""
+    scripts = [_SPEAK.replace("LANG", options.lang)] if options.lang != "en" else []
+    if options.present:
+        from demos import present
+
+        known = {demo.slug: demo for demo in DEMOS}
+        shown = [known[slug] for slug in options.demos if slug in known]
+        scripts.append(present.head(shown, _texts(options.lang)))
+    return "".join(scripts) or None
+
+
+def _texts(lang: Language) -> Callable[[str], str]:
+    """Gives a text of the page in its language."""
+    if lang == "en":
+        return str
+    from demos import language
+
+    return language.read(lang)
+
+
+_SPEAK = '<script>document.documentElement.lang = "LANG";</script>'
 
 
 # Each of these checks the text of one option; argparse shows the message and exits.

@@ -127,8 +127,11 @@ def props(given: Mapping[str, Any], of: Translate, texts: Callable[[str, Transla
     changed |= {name: [of(str(text)) for text in given[name]] for name in LISTS if given.get(name)}
     if given.get("choices"):
         changed["choices"] = [choice(each, of) for each in given["choices"]]
-    if texts and isinstance(given.get("value"), str):
-        changed["value"] = texts(given["value"], of)
+    value = given.get("value")
+    if texts and isinstance(value, str):
+        changed["value"] = texts(value, of)
+    if isinstance(value, dict) and value.get("headers"):  # a table's
+        changed["value"] = value | {"headers": [of(str(text)) for text in value["headers"]]}
     return changed
 
 

@@ -8,13 +8,16 @@ import gradio as gr
 from gradio.themes.utils import fonts
 
 
-def theme() -> gr.themes.Base:
-    """A calm theme: grey surfaces, one teal accent that is dark enough for white text on it."""
+def theme(present: bool = False) -> gr.themes.Base:
+    """A calm theme: grey surfaces, one teal accent that is dark enough for white text on it.
+
+    With `present`, type grows with the screen: reading text is 1/64 of its width, 30 px of 1920.
+    """
     return gr.themes.Base(
         primary_hue="teal",
         secondary_hue="teal",
         neutral_hue="slate",
-        text_size="md",
+        text_size=_STAGE if present else "md",
         radius_size="md",
         # Weights 500 and 600 of these files lack most letters, and the page would mix two typefaces.
         font=(
@@ -44,6 +47,15 @@ def theme() -> gr.themes.Base:
         button_primary_background_fill_hover_dark="*primary_600",
         button_primary_text_color="white",
         button_primary_text_color_dark="white",
+        # The accent itself is too light for text on light grey.
+        link_text_color="*primary_700",
+        link_text_color_active="*primary_700",
+        link_text_color_hover="*primary_800",
+        link_text_color_visited="*primary_700",
+        link_text_color_dark="*primary_300",
+        link_text_color_active_dark="*primary_300",
+        link_text_color_hover_dark="*primary_200",
+        link_text_color_visited_dark="*primary_300",
     )
 
 
@@ -51,6 +63,18 @@ def css(present: bool = False) -> str:
     """The shared style sheet; with `present`, large type and full width for a projector."""
     return _SHARED + (_PRESENT if present else "")
 
+
+# Sizes by the width of the screen, so that a row of seats sees the same on every projector.
+_STAGE = gr.themes.Size(
+    xxs="max(12px, 1.05vw)",
+    xs="max(14px, 1.15vw)",
+    sm="max(15px, 1.3vw)",
+    md="max(16px, 1.56vw)",
+    lg="max(18px, 1.75vw)",
+    xl="max(22px, 2.1vw)",
+    xxl="max(26px, 2.5vw)",
+    name="text_stage",
+)
 
 _SHARED = """
 .lp-card h2 { margin: 0 0 .2rem; }
@@ -74,13 +98,27 @@ _SHARED = """
 }
 """
 
-# Gradio sizes its type with rem-free variables, so each step is raised here; the reading text becomes 22 px.
 _PRESENT = """
-.gradio-container { --text-xs: 16px; --text-sm: 18px; --text-md: 22px; --text-lg: 26px; --text-xl: 30px;
-  --text-xxl: 36px; --input-text-size: 22px; --button-large-text-size: 26px; --block-label-text-size: 20px;
-  max-width: none !important; font-size: 22px; }
-.lp-card ul { display: none; }
-.lp-status { font-size: 20px; }
-button[role="tab"], .block label span, .block label { font-size: 22px !important; }
+.gradio-container { max-width: none !important; }
+.lp-card h2, .lp-card ul { display: none; }
+.lp-card p { margin: 0; }
+.prose { font-size: var(--text-md); }
+.prose :not(h1, h2, h3, h4) { font-size: inherit; }
+.nav-holder { display: none; }
+#demos > .tab-wrapper button { font-size: var(--text-lg); }
 footer { display: none !important; }
+.lp-ask { position: fixed; right: 1vw; bottom: 1vw; width: 3vw; height: 3vw; min-width: 32px; min-height: 32px;
+  border-radius: 50%; background: var(--button-primary-background-fill); color: var(--button-primary-text-color);
+  font-size: var(--text-lg); z-index: 50; }
+.lp-help { width: min(94vw, 90em); max-height: 92vh; margin: auto; padding: 2vw; overflow: auto;
+  font-size: var(--text-md); background: var(--block-background-fill); color: var(--body-text-color);
+  border: 1px solid var(--border-color-primary); border-radius: 1vw; }
+.lp-help::backdrop { background: rgb(0 0 0 / .6); }
+.lp-help h2 { font-size: var(--text-lg); font-weight: 700; margin: .5em 0; }
+.lp-help ol { list-style: decimal; padding-left: 1.6em; }
+.lp-help li { margin-bottom: .4em; }
+.lp-help th { text-align: left; padding-right: 1.5em; white-space: nowrap; }
+.lp-help a { color: var(--link-text-color); text-decoration: underline; }
+.lp-help button { padding: .3em 1em; border-radius: .3em; background: var(--button-primary-background-fill);
+  color: var(--button-primary-text-color); }
 """

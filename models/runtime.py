@@ -218,6 +218,11 @@ class Runtime:
             self._device = choose_device(requested)
         return self._device
 
+    def handles(self) -> list[Handle]:
+        """Every model that was registered, in that order, loaded or not."""
+        with self._changed:
+            return list(self._handles.values())
+
     def memory_used(self) -> int:
         """Bytes reserved by models that are loaded or loading."""
         with self._changed:
