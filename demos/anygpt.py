@@ -54,6 +54,7 @@ STYLE = """
 #anygpt-chat .message-buttons .icon-button-wrapper > button { display: none; }
 #anygpt-chat > .wrapper > .icon-button-wrapper { display: none; }
 #anygpt-chat .message-row { margin-top: .3rem; margin-bottom: .3rem; }
+#anygpt-box .submit-button { background: var(--button-primary-background-fill); color: white; }
 #anygpt-chat img { min-width: 160px; }
 #anygpt-chat .placeholder-content { padding: 0 2rem; }
 @media (max-width: 800px) { #anygpt-panel { flex-direction: column; } #anygpt-controls { order: 2; } }
@@ -107,7 +108,7 @@ def build(options: AppOptions, runtime: Runtime) -> None:
 
 def _chat_tab(handle: Handle[AnyGPT], tier: str) -> None:
     with gr.Row(equal_height=False, elem_id="anygpt-panel"):
-        with gr.Column(scale=1, min_width=280, elem_id="anygpt-controls"):
+        with gr.Column(scale=1, min_width=280, elem_id="anygpt-controls") as controls:
             output = gr.Radio(OUTPUTS, value="auto", label="The reply is", elem_id="anygpt-output")
             preset = gr.Dropdown(
                 [(entry.label, name) for name, entry in PRESETS.items()], value="chat", label="Task",
@@ -125,7 +126,7 @@ def _chat_tab(handle: Handle[AnyGPT], tier: str) -> None:
                 rendering = _rendering() if tier == "official" else []
         with gr.Column(scale=3, min_width=340):
             chat = gr.Chatbot(
-                label="Conversation", show_label=False, height=520, buttons=[], render_markdown=False,
+                label="Conversation", show_label=False, height=460, buttons=[], render_markdown=False,
                 group_consecutive_messages=False, placeholder=KNOWS[tier], elem_id="anygpt-chat",
             )  # fmt: skip
             box = gr.MultimodalTextbox(
@@ -133,7 +134,6 @@ def _chat_tab(handle: Handle[AnyGPT], tier: str) -> None:
                 file_types=["image", "audio"], file_count="multiple", submit_btn="Send", max_plain_text_length=20_000,
                 elem_id="anygpt-box",
             )  # fmt: skip
-            filled = _examples(box, sounds, output, preset)
             with gr.Row():
                 stop = gr.Button("Stop", variant="stop", size="sm", elem_id="anygpt-cancel")
                 clear = gr.Button("New conversation", size="sm", elem_id="anygpt-clear")
@@ -143,6 +143,8 @@ def _chat_tab(handle: Handle[AnyGPT], tier: str) -> None:
             under = gr.HTML(said(START), elem_id="anygpt-said", padding=False)
             view = gr.HTML(tokens.EMPTY, css_template=tokens.CSS, elem_id="anygpt-tokens", padding=False)
             gr.HTML(f"<style>{STYLE}</style>", padding=False)
+    with controls:
+        filled = _examples(box, sounds, output, preset)
     talk = gr.State(Talk(), time_to_live=3600, delete_callback=forget)
     cancel = parts.cancel_by(stop, "anygpt_cancel")
     outputs: list[Any] = [chat, box, view, under, save, talk]

@@ -103,91 +103,93 @@ def _answer(
     sent = _parts(message, choices.sounds)
     if len(talk.turns) >= MOST_TURNS:
         raise BadInput(f"This conversation has {len(talk.turns)} turns. Save it, and start a new one.")
-    yield Screen(said="<p>Reading what you sent</p>").outputs()
+    yield Screen(said=said("Reading what you sent")).outputs()
     with handle.use(gr.Progress()) as model:
         settings = choices.settings(model, any(part.kind == "image" for part in sent))
         turn = media.smaller(model.user_turn(sent, settings.task, settings.template))
-        folder = talk.folder or parts.private_folder()
-        asked = Talk((*talk.turns, turn), (*talk.messages, *_messages(turn.parts, len(talk.turns) + 1, folder)), folder)
 
         def work(report: Callable[[Any], None]) -> None:
-            reply = model.chat(asked.turns, settings, lambda token: report(("token", token)))
+            reply = model.chat((*talk.turns, turn), settings, lambda token: report(("token", token)))
             report(("begun", reply))
             for part in reply:
                 report(("part", part))
 
-        shown = _Shown(model, asked)
+        shown: _Shown | None = None
+        last = ""
         try:
             for kind, value in parts.streamed(work, cancel):
-                if shown.take(kind, value):
+                if shown is None:
+                    shown = _Shown(model, _asked(talk, turn), value)
+                    # The turn was read: the box is free for the next one.
+                    yield replace(shown.screen(), box=empty_box()).outputs()
+                elif shown.take(kind, value):
                     yield shown.screen().outputs()
-            last = shown.summary()
         except Cancelled as stop:
             last = str(stop)
         if cancel.get("cleared"):  # in the meantime
-            forget(asked)
+            forget(talk if shown is None else shown.asked)
             yield cleared()
-            return
-        yield shown.kept(last, handle).outputs()
+        elif shown is None:  # stopped before the reply began
+            yield Screen(talk.messages, message, said=said(last)).outputs()
+        else:
+            yield shown.kept(last or shown.summary(), handle).outputs()
+
+
+def _asked(talk: Talk, turn: Turn) -> Talk:
+    """The conversation with one more turn of the visitor's, its files written."""
+    folder = talk.folder or parts.private_folder()
+    messages = (*talk.messages, *_messages(turn.parts, len(talk.turns) + 1, folder))
+    return Talk((*talk.turns, turn), messages, folder)
 
 
 class _Shown:
     """A reply while it is written."""
 
-    def __init__(self, model: AnyGPT, asked: Talk) -> None:
+    def __init__(self, model: AnyGPT, asked: Talk, reply: Reply) -> None:
         from models.anygpt.streams import Splitter
 
-        self._model, self._asked = model, asked
+        assert asked.folder is not None
+        self._model, self.asked, self._reply, self._folder = model, asked, reply, asked.folder
+        self._view = TokenView(model.words, reply.prompt, reply.left_out, model.lm.window)
         self._open = Splitter(model.words.vocabulary)
         self._closed = ""  # the medium whose codes are there and whose picture or sound is being made
         self._parts: list[Part] = []
         self._messages: list[Message] = []
-        self._reply: Reply | None = None
-        self._view: TokenView | None = None
         self._started = self._last = time.monotonic()
 
     def take(self, kind: str, value: Any) -> bool:
-        """One event; True if it is time to show the reply again."""
+        """A "token" or a "part" that came; True if it is time to show the reply again."""
         now = time.monotonic()
-        if kind == "begun":
-            self._reply = value
-            self._view = TokenView(self._model.words, value.prompt, value.left_out, self._model.lm.window)
-            self._started = now
-        elif kind == "token":
-            assert self._view is not None
+        if kind == "token":
             self._view.push(value)
             self._closed = next((run.kind for run in self._open.push(value) if run.kind != "text"), self._closed)
+            if now - self._last < OFTEN:
+                return False
         else:
             self._parts.append(value)
             self._closed = ""
-            assert self._asked.folder is not None
-            self._messages += _message(self._parts, len(self._parts) - 1, self._number, self._asked.folder, "assistant")
-        if kind == "token" and now - self._last < OFTEN:
-            return False
+            number = len(self.asked.turns) + 1
+            self._messages += _message(self._parts, len(self._parts) - 1, number, self._folder, "assistant")
         self._last = now
         return True
 
     def screen(self) -> Screen:
-        assert self._view is not None
-        messages = (*self._asked.messages, *self._messages, *self._draft())
-        # The turn was read: the box is free for the next one.
-        return Screen(messages, empty_box(), self._view.html(), self._progress())
+        messages = (*self.asked.messages, *self._messages, *self._draft())
+        return Screen(messages, None, self._view.html(), self._progress())
 
     def kept(self, last: str, handle: Handle[AnyGPT]) -> Screen:
         """The conversation with the reply in it, as far as it came."""
-        assert self._reply is not None and self._view is not None and self._asked.folder is not None
         talk = replace(
-            self._asked,
-            turns=(*self._asked.turns, self._reply.turn),
-            messages=(*self._asked.messages, *self._messages),
+            self.asked,
+            turns=(*self.asked.turns, self._reply.turn),
+            messages=(*self.asked.messages, *self._messages),
         )
         info = handle.status().info
         model = {"tier": info.tier, "weights": info.weights} if info else {}
-        archive = media.archive(talk.turns, model, self._asked.folder)
-        return Screen(talk.messages, empty_box(), self._view.html(), said(last), archive, talk)
+        archive = media.archive(talk.turns, model, self._folder)
+        return Screen(talk.messages, None, self._view.html(), said(last), archive, talk)
 
     def summary(self) -> str:
-        assert self._view is not None and self._reply is not None
         seconds = max(time.monotonic() - self._started, 1e-3)
         rate = self._view.written / seconds
         named = ", ".join(dict.fromkeys(NAMES[part.kind] for part in self._parts)) or "nothing to show"
@@ -196,16 +198,12 @@ class _Shown:
             text += f" The oldest {self._reply.left_out} turns no longer fit into the model's window and were not read."
         return text
 
-    @property
-    def _number(self) -> int:
-        return len(self._asked.turns) + 1
-
     def _progress(self) -> str:
         medium = self._open.kind
         if self._closed:
             return said(f"Making the {NAMES[self._closed]} from its tokens")
         if medium == "text":
-            return said("Writing" if self._view and self._view.written else "Reading the conversation")
+            return said("Writing" if self._view.written else "Reading the conversation")
         units, rule = len(self._open.ids) - 1, self._model.rules[medium]
         text = f"Writing {NAMES[medium]}: {units} tokens"
         return parts.bar(f"{text} of {rule.most}", units, rule.most) if rule.least == rule.most else said(text)

@@ -33,6 +33,7 @@ def save(part: Part, path: Path) -> None:
     """Writes a picture as PNG, a sound as WAV."""
     from models.anygpt.audio import wav
 
+    path.parent.mkdir(exist_ok=True)  # a new conversation may have removed it while the last one's reply was written
     if part.kind == "image":
         part.value.save(path)
     else:

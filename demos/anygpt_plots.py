@@ -20,7 +20,7 @@ def against_targets(measured: Mapping[str, Mapping[str, Any]], tasks: Mapping[st
     """
     from demos.anygpt_evidence import met
 
-    names = [name for name in reversed(tasks) if name in measured and "interval, %" in measured[name]]
+    names = [name for name in reversed(list(tasks)) if name in measured and "interval, %" in measured[name]]
     figure = Figure(figsize=(9, 0.8 + 0.45 * max(1, len(names))), layout="constrained")
     axes = figure.subplots()
     for row, name in enumerate(names):
@@ -28,7 +28,7 @@ def against_targets(measured: Mapping[str, Mapping[str, Any]], tasks: Mapping[st
         value, (low, high) = result[task.key], result["interval, %"]
         axes.barh(row, value, height=0.55, color=GOOD if met(task, result) else BAD)
         axes.plot([low, high], [row, row], color="#111827", linewidth=1.2)
-        limit = task.least if task.least is not None else task.most
+        limit = float((task.least if task.least is not None else task.most) or 0)
         axes.plot([limit, limit], [row - 0.4, row + 0.4], color="#111827", linewidth=3)
         axes.text(101, row, f"{'at least' if task.least is not None else 'at most'} {limit:g} %", va="center")
     axes.set_yticks(range(len(names)), [tasks[name].title for name in names])

@@ -83,7 +83,7 @@ def tiny_app(demos: tuple[str, ...] = ("anygpt",)) -> Iterator[str]:
             thread.join(0.05)
         yield f"http://127.0.0.1:{options.port}"
     finally:
-        server.should_exit = True
+        server.should_exit = server.force_exit = True  # visitors may still hold a connection open
         thread.join()
 
 
