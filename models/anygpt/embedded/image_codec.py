@@ -1,8 +1,9 @@
 """Pictures as 16 codes of 512: the miniature's part of SEED's tokenizer (AnyGPT, section 3.1; specification 5.1).
 
-As SEED's codes do, these say what is drawn and in what style and colours, not where in the frame: the encoder is
-trained to ignore place, size, tilt and mirroring, and the decoder draws the thing upright and centred on white. Unlike
-SEED's 32 codes they are read in a 4 x 4 grid, and a plain decoder makes the picture, without diffusion.
+As SEED's codes do, these say what is drawn and in which colours, not where in the frame: the encoder is trained to
+ignore place, size, tilt and mirroring, and the decoder draws the thing upright and centred on white, in one vendor's
+hand whoever drew what was read. Unlike SEED's 32 codes they are read in a 4 x 4 grid, and a plain decoder makes the
+picture, without diffusion.
 """
 
 from __future__ import annotations
@@ -20,11 +21,13 @@ from models.errors import BadInput
 from models.images import read_image
 from models.weights import read_safetensors
 
-GRID = 4
 READ_SIDE, DRAWN_SIDE = 64, 128
 WIDTH = 256  # channels at 4 x 4
 CODE_WIDTH = 16  # few, so that all codes are used (ViT-VQGAN, section 3.2)
 HEADS = 4
+STRIP, STROKES = 8, 64  # side of a patch of the decoder, principal patches
+PATCHES = (DRAWN_SIDE // STRIP) ** 2
+RANK, HIDDEN = 112, 512  # principal pictures, hidden units of the decoder
 MARGIN = 1 / 32  # of the frame, around what is drawn
 BACKGROUND = 24  # how far from the corner's colour a pixel still counts as background
 
@@ -98,11 +101,11 @@ class Encoder(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.convolutions = nn.Sequential(
-            _conv(3, 32, 5, 2), _conv(32, 64, 3, 2), _Residual(64), _conv(64, 128, 3, 2), _Residual(128),
-            _Residual(128), _conv(128, WIDTH, 3, 2), _Residual(WIDTH),
+            convolution(3, 32, 5, 2), convolution(32, 64, 3, 2), Residual(64), convolution(64, 128, 3, 2),
+            Residual(128), Residual(128), convolution(128, WIDTH, 3, 2), Residual(WIDTH),
         )  # fmt: skip
         self.place = nn.Parameter(0.02 * torch.randn(IMAGE_CODES, WIDTH))
-        self.mix = _mixer()
+        self.mix = mixer()
         self.project = nn.Linear(WIDTH, CODE_WIDTH)
 
     def features(self, pictures: Tensor) -> Tensor:
@@ -114,41 +117,47 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """16 code vectors (B, 16, CODE_WIDTH) to (B, 3, 128, 128), about -1..1; each of `channels` doubles the side."""
+    """16 code vectors (B, 16, CODE_WIDTH) to (B, 3, 128, 128), about -1..1.
 
-    def __init__(self, channels: tuple[int, ...] = (128, 96, 48, 24)) -> None:
+    A perceptron says how much of each of RANK principal pictures there is; their sum is written in PATCHES patches of
+    STRIP x STRIP pixels, each a mixture of STROKES principal patches. That is far quicker to train than convolutions.
+    """
+
+    def __init__(self) -> None:
         super().__init__()
-        self.expand = nn.Linear(CODE_WIDTH, WIDTH)
-        self.place = nn.Parameter(0.02 * torch.randn(IMAGE_CODES, WIDTH))
-        self.mix = nn.Sequential(_mixer(), _mixer())
-        layers: list[nn.Module] = []
-        for before, after in zip((WIDTH, *channels), channels, strict=False):
-            layers += [nn.Upsample(scale_factor=2), _conv(before, after, 3, 1)]
-            if after >= 96:
-                layers.append(_Residual(after))
-        self.convolutions = nn.Sequential(*layers, nn.Conv2d(channels[-1], 12, 3, padding=1), nn.PixelShuffle(2))
+        self.read = nn.Sequential(nn.Linear(IMAGE_CODES * CODE_WIDTH, HIDDEN), nn.SiLU(), nn.Linear(HIDDEN, RANK))
+        self.pictures = nn.Linear(RANK, PATCHES * STROKES)
+        self.strokes = nn.Linear(STROKES, 3 * STRIP**2)
 
     def forward(self, vectors: Tensor) -> Tensor:
-        mixed = self.mix(self.expand(vectors) + self.place)
-        return self.convolutions(mixed.transpose(1, 2).unflatten(2, (GRID, GRID)))
+        return self.drawn(self.read(vectors.flatten(1)))
+
+    def drawn(self, shares: Tensor) -> Tensor:
+        """Shares of the principal pictures (B, RANK) to (B, 3, 128, 128)."""
+        patches = self.strokes(self.pictures(shares).unflatten(1, (PATCHES, STROKES)))
+        return F.fold(patches.transpose(1, 2), DRAWN_SIDE, STRIP, stride=STRIP)
 
 
-class _Residual(nn.Module):
+class Residual(nn.Module):
+    """Two 3 x 3 convolutions beside a straight path."""
+
     def __init__(self, channels: int) -> None:
         super().__init__()
         last = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
-        self.inner = nn.Sequential(_conv(channels, channels, 3, 1), last, nn.BatchNorm2d(channels))
+        self.inner = nn.Sequential(convolution(channels, channels, 3, 1), last, nn.BatchNorm2d(channels))
 
     def forward(self, x: Tensor) -> Tensor:
         return F.silu(x + self.inner(x))
 
 
-def _conv(before: int, after: int, kernel: int, stride: int) -> nn.Sequential:
-    convolution = nn.Conv2d(before, after, kernel, stride, kernel // 2, bias=False)
-    return nn.Sequential(convolution, nn.BatchNorm2d(after), nn.SiLU())
+def convolution(before: int, after: int, kernel: int, stride: int) -> nn.Sequential:
+    """With normalisation and SiLU."""
+    weights = nn.Conv2d(before, after, kernel, stride, kernel // 2, bias=False)
+    return nn.Sequential(weights, nn.BatchNorm2d(after), nn.SiLU())
 
 
-def _mixer() -> nn.TransformerEncoderLayer:
+def mixer() -> nn.TransformerEncoderLayer:
+    """Attention among the 16 places."""
     return nn.TransformerEncoderLayer(
         WIDTH, HEADS, 2 * WIDTH, dropout=0.0, activation=F.silu, batch_first=True, norm_first=True
     )

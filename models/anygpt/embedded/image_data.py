@@ -53,6 +53,8 @@ FXEMOJI = {
     "closedbook": "closed-book", "heartred": "red-heart", "redheart": "red-heart", "earofmaize": "ear-of-corn",
     "blackscissors": "scissors", "manltepiececlock": "mantelpiece-clock",
 }  # fmt: skip
+# Whose drawing the decoder makes of a thing, and where a vendor has two, which; Noto's first if not said otherwise.
+DRAWN_BY = {"apple": ("noto", 1), "cat": ("noto", 1), "mushroom": ("noto", 1), "hat": ("fluent-flat", 0)}
 BROWN = (22.0, 0.95, 0.55)  # hue, saturation, value; the other colours are those of the SDXL-Lightning tab
 CHANGED = 0.25  # share of what is visible that must have the colour
 TINT = 0.62  # saturation given to what is grey
@@ -99,6 +101,31 @@ def corpus(downloads: Path = DOWNLOADS) -> Drawings:
     for _, name, _, vendor in rows:
         drawn_by.setdefault(name, set()).add(vendor)
     return _stacked([row for row in rows if len(drawn_by[row[1]]) >= AGREEING])
+
+
+def drawn_as(drawings: Drawings, shown: Drawings) -> np.ndarray:
+    """For each of `shown`, which of `drawings` the decoder makes of it, (N,) int64: one vendor's drawing of the thing.
+
+    In the colour of `shown`; where that has its own colours or there is none such, in what is nearest to its mean.
+    """
+    sources = (drawings.colours == "").cumsum() - 1
+    versions: dict[str, np.ndarray] = {}
+    for thing in OBJECTS:
+        vendor, number = DRAWN_BY.get(thing, ("noto", 0))
+        own = (drawings.labels == thing) & (drawings.vendors == vendor)
+        versions[thing] = np.flatnonzero(own & (sources == np.unique(sources[own])[number]))
+    means, shown_means = (np.stack([_mean_colour(p) for p in d.pictures]) for d in (drawings, shown))
+    found = []
+    for label, colour, mean in zip(shown.labels, shown.colours, shown_means, strict=True):
+        candidates = versions[label]
+        same = candidates[drawings.colours[candidates] == colour] if colour else candidates[:0]
+        among = same if len(same) else candidates
+        found.append(among[np.abs(means[among] - mean).sum(1).argmin()])
+    return np.array(found)
+
+
+def _mean_colour(drawing: np.ndarray) -> np.ndarray:
+    return drawing[..., :3][drawing[..., 3] > 127].mean(0)
 
 
 def coloured(drawing: np.ndarray, colour: str) -> np.ndarray | None:

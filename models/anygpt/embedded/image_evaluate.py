@@ -18,14 +18,15 @@ from PIL import Image
 from torch import Tensor
 
 from models.anygpt.embedded.image_codec import DRAWN_SIDE, ImageCodec, load
-from models.anygpt.embedded.image_data import HELD_OUT_VENDOR, Drawings
+from models.anygpt.embedded.image_data import HELD_OUT_VENDOR, Drawings, drawn_as
 from models.anygpt.embedded.image_train import RUNS, Heads, Samples, coded, heads_of_state
 from models.anygpt.embedded.language import OBJECTS
 from models.anygpt.embedded.layout import IMAGE_CODES
 from models.anygpt.embedded.shipping import ASSETS
 from models.records import record
 
-COPIES = 4  # varied copies of each drawing, for the counts and the accuracies
+COPIES = 1  # varied copies of each drawing: some for the counts, as many others for the accuracies
+LIKENESSES = 200  # drawings of each vendor group whose PSNR is averaged
 
 
 def psnr(first: np.ndarray, second: np.ndarray) -> float:
@@ -47,7 +48,10 @@ def evaluate(codec: ImageCodec, heads: Heads) -> dict[str, object]:
     return {
         "things": len(OBJECTS),
         "drawings": {"training": len(known), HELD_OUT_VENDOR: len(unknown)},
-        "psnr_db": {"training": _likeness(codec, known), HELD_OUT_VENDOR: _likeness(codec, unknown)},
+        "psnr_db": {
+            "training": _likeness(codec, known, known),
+            HELD_OUT_VENDOR: _likeness(codec, known, unknown),
+        },
         "codes_used": len(used),
         "perplexity_of_codes": round(float(np.exp(-(used * np.log(used)).sum())), 1),
         "named_by_linear_head": {
@@ -91,12 +95,18 @@ def _on_white(drawing: np.ndarray) -> Image.Image:
     return picture.convert("RGB")
 
 
-def _likeness(codec: ImageCodec, samples: Samples) -> float:
-    """Mean PSNR of drawings, through the codes as a picture from a person goes."""
-    wanted = samples.targets(DRAWN_SIDE).permute(0, 2, 3, 1).numpy()
-    chosen = np.random.default_rng(0).permutation(len(wanted))[:200]
-    found = [psnr(wanted[i], np.asarray(codec.decode(codec.encode(wanted[i])))) for i in chosen]
-    return round(float(np.mean(found)), 2)
+def _likeness(codec: ImageCodec, known: Samples, shown: Samples) -> dict[str, float]:
+    """Mean PSNR of what is made of drawings, read as a picture from a person is."""
+    made_of, own = known.targets(DRAWN_SIDE), shown.targets(DRAWN_SIDE)
+    goals = drawn_as(known.drawings, shown.drawings)
+    chosen = np.random.default_rng(0).permutation(len(own))[:LIKENESSES]
+    found = []
+    for i in chosen:
+        wanted = [picture.permute(1, 2, 0).numpy() for picture in (made_of[goals[i]], own[i])]
+        drawn = np.asarray(codec.decode(codec.encode(wanted[1])))
+        found.append([psnr(picture, drawn) for picture in wanted])
+    means = np.mean(found, axis=0).round(2).tolist()
+    return {"of the drawing it should make": means[0], "of the drawing it read": means[1]}
 
 
 def _counts(codes: Tensor, labels: Tensor, size: int) -> Tensor:
