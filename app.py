@@ -3,6 +3,7 @@
 import argparse
 import atexit
 import gc
+import importlib.util
 import os
 import re
 import shutil
@@ -13,6 +14,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from demos.registry import DEMOS, AppOptions, Demo, Language, Tier
+from deploy import spaces
 
 if TYPE_CHECKING:
     import gradio as gr
@@ -31,6 +33,7 @@ def main() -> None:
     options = parse_options()
     _prepare_process(options)
     demo = build_app(options)
+    spaces.lend_gpu(demo)
     try:
         demo.launch(**launch_arguments(options), prevent_thread_lock=True)
     except OSError as error:
@@ -95,7 +98,7 @@ def launch_arguments(options: AppOptions) -> dict[str, Any]:
     from deploy.limits import Limits
 
     limits = Limits(requests_per_second=options.rate_limit)
-    gate = Middleware(Gate, limits, proxies=options.proxies, on_spaces=_on_spaces())
+    gate = Middleware(Gate, limits, proxies=options.proxies, on_spaces=spaces.on_spaces())
     return {
         "server_name": options.host,
         "server_port": options.port,
@@ -111,6 +114,7 @@ def launch_arguments(options: AppOptions) -> dict[str, Any]:
         "quiet": True,
         "state_session_capacity": 1000,
         "app_kwargs": {"middleware": [gate]},
+        "mcp_server": options.mcp,
         "theme": theme.theme(options.present),
         "css": theme.css(options.present),
         "head": _head(options),
@@ -139,7 +143,7 @@ def parse_options(arguments: Sequence[str] | None = None) -> AppOptions:
 
     switch = {"nargs": "?", "const": True, "metavar": "yes|no"}
     option("demos", slugs, _demos, f"demos to show, in this order, of: {slugs}", metavar="A,B")
-    option("host", "0.0.0.0" if _on_spaces() else "127.0.0.1", str, "address to listen on; 0.0.0.0 for all")
+    option("host", "0.0.0.0" if spaces.on_spaces() else "127.0.0.1", str, "address to listen on; 0.0.0.0 for all")
     option("port", "7860", _port, "port to listen on")
     option("share", "no", _switch, "make a public link through Gradio's tunnel", **switch)
     option("auth", "", _auth, "ask for this name and password", metavar="USER:PASS")
@@ -147,15 +151,19 @@ def parse_options(arguments: Sequence[str] | None = None) -> AppOptions:
     option("weights-dir", "", _folder, "folder with weights that you brought", metavar="FOLDER")
     option("device", "auto", _device, "auto, cpu, cuda, cuda:N or mps")
     option("memory-limit", "", _bytes, "memory for all models together, such as 8GB (default: 80 %% of it)")
-    option("lang", "en", _language, "language of the page: en (English) or ja (Japanese)", metavar="en|ja")
     option("rate-limit", "100", _rate, "requests a second from one address, as a lasting rate; 0 for no limit")
-    option("proxies", "1" if _on_spaces() else "0", _count, "trusted proxies in front, which tell who is behind them")
+    option("proxies", "1" if spaces.on_spaces() else "0", _count, "trusted proxies in front of the app")
+    option("lang", "en", _language, "language of the page: en (English) or ja (Japanese)", metavar="en|ja")
+    option("mcp", "no", _switch, "offer the API as tools to language models, at /gradio_api/mcp/", **switch)
     option("present", "no", _switch, "for a projector: large type; press ? for its keys", **switch)
     return AppOptions(**vars(parser.parse_args(arguments)))
 
 
 def _prepare_process(options: AppOptions) -> None:
     """Settings that libraries read when they are imported, and a private folder for uploads and results."""
+    spaces.prepare()
+    if options.mcp and importlib.util.find_spec("mcp") is None:
+        sys.exit('--mcp needs a package more: python -m pip install "gradio[mcp]==6.31.0"')
     if options.tier == "embedded":
         os.environ.setdefault("HF_HUB_OFFLINE", "1")
     if not os.environ.get("GRADIO_TEMP_DIR"):
@@ -163,10 +171,6 @@ def _prepare_process(options: AppOptions) -> None:
         os.environ["GRADIO_TEMP_DIR"] = folder
         atexit.register(shutil.rmtree, folder, ignore_errors=True)
     signal.signal(signal.SIGTERM, _exit)  # or `kill` would skip the line above
-
-
-def _on_spaces() -> bool:
-    return "SPACE_ID" in os.environ
 
 
 def _exit(*_: object) -> NoReturn:
@@ -196,6 +200,7 @@ _REMEMBER_TAB = """() => {
   address.searchParams.set("tab", "SLUG");
   window.history.replaceState(null, "", address);
 }"""
+
 
 def _head(options: AppOptions) -> str | None:
     """Scripts for the page: its language; with --present, the keys."""

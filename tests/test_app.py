@@ -19,7 +19,7 @@ from models.runtime import Device, LoadedModel, ModelInfo, Runtime
 
 ROOT = Path(__file__).resolve().parent.parent
 NAMES = ("demos", "host", "port", "share", "auth", "tier", "weights-dir", "device", "memory-limit", "present", "lang")
-NAMES += ("rate-limit", "proxies")
+NAMES += ("rate-limit", "proxies", "mcp")
 
 
 @pytest.fixture(autouse=True)
@@ -56,6 +56,7 @@ class TestOptions:
         ("rate-limit", "2.5", "rate_limit", 2.5),
         ("rate-limit", "0", "rate_limit", 0.0),
         ("proxies", "2", "proxies", 2),
+        ("mcp", "yes", "mcp", True),
         ("lang", "ja", "lang", "ja"),
     )
 
