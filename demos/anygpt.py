@@ -50,7 +50,7 @@ PLACEHOLDER = "Write; drop or paste pictures and sounds; or record"
 # On a phone the chat comes before its controls. In the chat, lines of text are kept, but players are laid out as ever;
 # its buttons to share over a network and to empty the page alone (the model would still remember) are left out.
 STYLE = """
-#anygpt-chat .minimal-audio-player { white-space: normal; width: 20rem; max-width: 100%; }
+#anygpt-chat .minimal-audio-player { white-space: normal; width: min(20rem, 100vw - 9rem); }
 #anygpt-chat .message-buttons .icon-button-wrapper > button { display: none; }
 #anygpt-chat > .wrapper > .icon-button-wrapper { display: none; }
 #anygpt-chat .message-row { margin-top: .3rem; margin-bottom: .3rem; }
@@ -124,7 +124,7 @@ def _chat_tab(handle: Handle[AnyGPT], tier: str) -> None:
                 seed = gr.Number(0, precision=0, label="Seed", elem_id="anygpt-seed")
                 longest = gr.Slider(16, MOST_TOKENS[tier], LONGEST[tier], step=1, label="Longest reply, in tokens")
                 rendering = _rendering() if tier == "official" else []
-        with gr.Column(scale=3, min_width=340):
+        with gr.Column(scale=3, min_width=280):
             chat = gr.Chatbot(
                 label="Conversation", show_label=False, height=460, buttons=[], render_markdown=False,
                 group_consecutive_messages=False, placeholder=KNOWS[tier], elem_id="anygpt-chat",

@@ -151,6 +151,8 @@ def test_what_cannot_be_read_is_said_and_stays_in_the_box(tiny, tmp_path):
 
 def test_on_a_phone_the_chat_comes_first(tiny):
     tiny.set_viewport_size({"width": 390, "height": 844})
+    write(tiny, "hi").press("Enter")
+    finished(tiny)
     chat, controls = tiny.locator("#anygpt-chat").bounding_box(), tiny.locator("#anygpt-controls").bounding_box()
     assert chat["y"] < controls["y"] and chat["x"] + chat["width"] <= 390
     assert tiny.evaluate("document.documentElement.scrollWidth") <= 390
