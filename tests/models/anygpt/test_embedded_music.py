@@ -1,0 +1,165 @@
+"""Music codec of the miniature: what it promises for any sound, and what its synthesiser is in closed form."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from models.anygpt.audio import Audio
+from models.anygpt.embedded import language, music_codec, music_data
+from models.anygpt.embedded.layout import MUSIC_FRAMES, RULES
+from models.anygpt.embedded.music_codec import LOWEST, NOISES, PITCHES, RATE, SECONDS, SIZE, TIMBRES, Score, spectra
+from models.errors import BadInput, WeightsNotFound
+from models.weights import ASSETS
+
+FOLDER = ASSETS / "anygpt"
+
+
+@pytest.fixture(scope="module")
+def codec() -> music_codec.MusicCodec:
+    return music_codec.load(FOLDER)
+
+
+def tone(frequency: float, seconds: float = SECONDS, loudness: float = 0.3) -> Audio:
+    """A note with a few harmonics that swells and dies away, as instruments do."""
+    time = np.arange(round(seconds * RATE)) / RATE
+    wave = sum(np.sin(2 * np.pi * frequency * k * time) * 0.5**k for k in range(1, 5))
+    envelope = np.minimum(1, time / 0.03) * np.exp(-time / 2)
+    return Audio((loudness * wave * envelope).astype(np.float32), RATE)
+
+
+def peak(audio: Audio) -> float:
+    """The strongest frequency, Hz."""
+    spectrum = np.abs(np.fft.rfft(audio.samples * np.hanning(len(audio.samples)), 4 * len(audio.samples)))
+    return float(np.argmax(spectrum) * audio.rate / (4 * len(audio.samples)))
+
+
+def test_a_clip_is_a_hundred_codes_and_four_seconds(codec: music_codec.MusicCodec) -> None:
+    codes = codec.encode(tone(440))
+    assert codes.shape == (2, MUSIC_FRAMES) and codes.dtype == np.int64
+    assert codes.min() >= 0 and codes.max() < SIZE
+    assert codes.size == RULES["music"].least == RULES["music"].most
+    sound = codec.decode(codes)
+    assert sound.rate == RATE and len(sound.samples) == round(SECONDS * RATE)
+    assert np.isfinite(sound.samples).all()
+
+
+def test_the_same_sound_gives_the_same_codes_and_they_the_same_sound(codec: music_codec.MusicCodec) -> None:
+    first, second = codec.encode(tone(392)), codec.encode(tone(392))
+    assert np.array_equal(first, second)
+    assert np.array_equal(codec.decode(first).samples, codec.decode(second).samples)
+
+
+@pytest.mark.parametrize("frequency", [261.63, 329.63, 440.0, 587.33])
+def test_the_pitch_of_a_note_survives(codec: music_codec.MusicCodec, frequency: float) -> None:
+    found = peak(codec.decode(codec.encode(tone(frequency))))
+    octaves = 12 * np.log2(found / frequency)
+    assert abs(octaves) < 0.5
+
+
+def test_any_codes_can_be_played(codec: music_codec.MusicCodec) -> None:
+    random = np.random.default_rng(0)
+    for length in (1, 7, MUSIC_FRAMES):
+        sound = codec.decode(random.integers(0, SIZE, (2, length)))
+        assert len(sound.samples) == length * 4 * music_codec.HOP
+        assert np.isfinite(sound.samples).all() and np.abs(sound.samples).max() < 4
+
+
+@pytest.mark.parametrize(
+    "codes",
+    [np.zeros((1, 50), int), np.zeros((50,), int), np.zeros((2, 0), int), np.full((2, 3), 256), np.full((2, 3), -1)],
+)
+def test_codes_that_are_none_are_refused(codec: music_codec.MusicCodec, codes: np.ndarray) -> None:
+    with pytest.raises(BadInput):
+        codec.decode(codes)
+
+
+@pytest.mark.parametrize(
+    ("audio", "message"),
+    [
+        (Audio(np.zeros(RATE, np.float32), RATE), "silent"),
+        (tone(440, 0.05), "at least"),
+        (Audio(np.zeros(0, np.float32), RATE), "at least"),
+        (Audio(tone(440).samples, 22_050), "16000"),
+    ],
+)
+def test_sounds_that_cannot_be_read_are_refused(codec: music_codec.MusicCodec, audio: Audio, message: str) -> None:
+    with pytest.raises(BadInput, match=message):
+        codec.encode(audio)
+
+
+def test_a_short_sound_is_followed_by_silence_and_of_a_long_one_the_first_seconds_count(
+    codec: music_codec.MusicCodec,
+) -> None:
+    short = tone(440, 1.0)
+    padded = Audio(np.concatenate([short.samples, np.zeros(3 * RATE, np.float32)]), RATE)
+    assert np.array_equal(codec.encode(short), codec.encode(padded))
+    long = tone(440, 6.0)
+    first = Audio(long.samples[: round(SECONDS * RATE)], RATE)
+    assert np.array_equal(codec.encode(long), codec.encode(first))
+
+
+def test_reading_a_long_file_says_that_only_its_start_is_heard() -> None:
+    long, short = tone(440, 7.0), tone(440, 2.0)
+    heard = music_codec.read((RATE, long.samples))
+    assert heard.seconds == SECONDS and "first 4 seconds" in heard.notes[0]
+    assert music_codec.read((RATE, short.samples)).notes == ()
+
+
+def test_missing_weights_are_named(tmp_path: Path) -> None:
+    with pytest.raises(WeightsNotFound):
+        music_codec.load(tmp_path)
+
+
+def test_the_synthesiser_sounds_as_its_closed_form_says() -> None:
+    synthesiser = music_codec.Synthesiser()
+    power = torch.zeros(1, 200, PITCHES)
+    power[:, 40:160, 69 - LOWEST] = 0.04  # A4
+    timbres = torch.zeros(1, 200, TIMBRES)
+    timbres[..., 3] = 1
+    noise = torch.full((1, 200, NOISES), 1e-9)
+    noise[..., 7] = 1e-3
+    score = Score(power, timbres, noise, power)
+    with torch.inference_mode():
+        expected = synthesiser.expected(score).clamp(min=music_codec.FLOOR).log10()
+        found = spectra(synthesiser.play(score))
+    # Noise is random and edges are ramps; both average out.
+    assert (expected - found)[0, 50:150].abs().mean() < 0.1
+    assert (expected - found)[0, 50:150].mean().abs() < 0.05
+
+
+def test_spectra_of_a_sine_peak_at_its_pitch_with_its_power() -> None:
+    time = torch.arange(RATE) / RATE
+    found = spectra(0.1 * torch.sin(2 * torch.pi * 440 * time)[None])[0, 25]
+    long = found[: music_codec.BANDS[0]]
+    centres = np.geomspace(65.4, 0.47 * RATE, music_codec.BANDS[0])
+    assert abs(12 * np.log2(centres[int(long.argmax())] / 440)) < 0.5
+    assert long.max() == pytest.approx(-2, abs=0.15)  # 0.1 squared
+    assert spectra(torch.zeros(1, RATE)).max() == pytest.approx(np.log10(music_codec.FLOOR))
+
+
+def test_the_words_for_music_are_those_of_the_language() -> None:
+    assert set(music_data.FAMILIES) == set(language.FAMILIES)
+    assert tuple(music_data.TEMPI) == language.TEMPI
+    assert set(music_data.MOODS) == set(language.MOODS)
+
+
+def test_beats_of_clips_to_be_composed_fit_the_frames_of_the_codec() -> None:
+    frame = SECONDS / MUSIC_FRAMES
+    for bpm in music_data.TEMPI.values():
+        assert (60 / bpm / frame) == pytest.approx(round(60 / bpm / frame))
+
+
+def test_something_starts_on_every_beat_and_lively_is_louder_and_shorter() -> None:
+    excerpt = music_data.Excerpt("a scale", "train", (60, 62, 64, 65, 67, 69, 71) * 2, (None,) * 14, ("C",) * 7)
+    loudness, lengths = {}, {}
+    for mood in music_data.MOODS:
+        clip = music_data.Clip(excerpt, "piano", 0, music_data.FONTS[0], "medium", 93.75, mood, True)
+        notes = music_data.notes(clip)
+        beat = 60 / clip.bpm
+        starts = {round(start / beat, 6) for start, *_ in notes}
+        assert starts >= {float(k) for k in range(int(music_data.SECONDS / beat))}
+        loudness[mood] = np.mean([velocity for *_, velocity in notes])
+        lengths[mood] = np.mean([length for _, length, *_ in notes])
+    assert loudness["lively"] > loudness["calm"] and lengths["lively"] < lengths["calm"]
