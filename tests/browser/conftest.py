@@ -7,6 +7,8 @@ import av
 import pytest
 from playwright.sync_api import Page, expect, sync_playwright
 
+from tests.browser.film import watched
+
 ROOT = Path(__file__).resolve().parent.parent.parent
 EXAMPLES = ROOT / "assets" / "yolov9" / "examples"
 OUTPUT = ROOT / "tests" / "output"
@@ -51,6 +53,7 @@ def open_page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[...
         def open_one(url: str, dark: bool = False) -> Page:
             page = browser.new_page(viewport={"width": 1400, "height": 1050}, color_scheme="dark" if dark else "light")
             page.set_default_timeout(60_000)
+            watched(page)
             page.requested, page.problems = [], []
             page.on("request", lambda request: page.requested.append(request.url))
             page.on("pageerror", lambda error: page.problems.append(str(error)))
