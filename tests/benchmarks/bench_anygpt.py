@@ -2,7 +2,8 @@
 
     python tests/benchmarks/bench_anygpt.py --shape 135m --tokens 128
 
-A random model of SmolLM2-135M's shape with AnyGPT's chat vocabulary; the rounds alternate and the best of each counts.
+A random model of SmolLM2-135M's shape with AnyGPT's chat vocabulary, or the miniature that is shipped, in bfloat16 as
+its tier runs it (--shape shipped --dtype bfloat16); the rounds alternate and the best of each counts.
 Greedy replies are compared, so that speed is not bought with another answer.
 """
 
@@ -22,9 +23,12 @@ from transformers import LogitsProcessorList
 
 from models.anygpt import lean
 from models.anygpt.decoding import LanguageModel, Reader, generate
+from models.anygpt.embedded import lm
+from models.anygpt.embedded.layout import RULES
 from models.anygpt.grammar import OFFICIAL_RULES, Grammar
 from models.anygpt.vocabulary import extend, stop_ids
 from models.runtime import choose_device
+from models.weights import ASSETS
 from tests.models.anygpt.tiny import MaskingProcessor, llama_tokenizer, tiny_llama
 
 SHAPES: dict[str, dict[str, object]] = {
@@ -36,6 +40,9 @@ SHAPES: dict[str, dict[str, object]] = {
 }  # fmt: skip
 
 
+SHIPPED = "shipped"
+
+
 def timed(work: Callable[[], list[int]]) -> tuple[float, list[int]]:
     started = time.perf_counter()
     ids = work()
@@ -44,28 +51,33 @@ def timed(work: Callable[[], list[int]]) -> tuple[float, list[int]]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--shape", choices=SHAPES, default="135m")
+    parser.add_argument("--shape", choices=[*SHAPES, SHIPPED], default="135m")
     parser.add_argument("--tokens", type=int, default=128, help="of each reply")
     parser.add_argument("--prompt", type=int, default=100, help="tokens of the prompt")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--dtype", default=choose_device("cpu").dtype)
     args = parser.parse_args()
 
-    tokenizer = llama_tokenizer(32_000)
-    vocabulary = extend(tokenizer)
+    if args.shape == SHIPPED:
+        words, rules = lm.words(), RULES
+        tokenizer, vocabulary = words.tokenizer, words.vocabulary
+        model = lm.load(ASSETS / "anygpt" / lm.FILE)
+    else:
+        tokenizer, rules = llama_tokenizer(32_000), OFFICIAL_RULES
+        vocabulary = extend(tokenizer)
+        model = tiny_llama(vocabulary.size, **SHAPES[args.shape], max_position_embeddings=4096)
+    model = model.to(getattr(torch, args.dtype))
     stop = stop_ids(tokenizer, vocabulary)
-    settings = SHAPES[args.shape] | {"max_position_embeddings": 4096}
-    model = tiny_llama(vocabulary.size, **settings).to(getattr(torch, args.dtype))
     readers = {"any model": LanguageModel(model), "lean": lean.exact(model), "8 bits": lean.quantised(model)}
     print(f"{model.num_parameters() / 1e6:.0f} M parameters, {args.dtype}, {torch.get_num_threads()} threads")
     for medium in ("text", "image", "speech", "music"):
         start = [] if medium == "text" else [vocabulary.media[medium].start]
         prompt = [1, *range(3, 3 + args.prompt - 2), *start]
         # Without stop ids all replies of text have the same length.
-        grammar = Grammar(vocabulary, OFFICIAL_RULES if start else {}, stop if start else [], args.tokens)
+        grammar = Grammar(vocabulary, rules if start else {}, stop if start else [], args.tokens)
 
-        def ours(lm: Reader, prompt: list[int] = prompt, grammar: Grammar = grammar) -> list[int]:
-            return list(generate(lm, prompt, grammar))
+        def ours(reader: Reader, prompt: list[int] = prompt, grammar: Grammar = grammar) -> list[int]:
+            return list(generate(reader, prompt, grammar))
 
         def theirs(prompt: list[int] = prompt, grammar: Grammar = grammar) -> list[int]:
             mask = LogitsProcessorList([MaskingProcessor(grammar, prompt)])
@@ -75,7 +87,7 @@ def main() -> None:
             )  # fmt: skip
             return out[0, len(prompt) :].tolist()
 
-        works = {"generate": theirs} | {name: partial(ours, lm) for name, lm in readers.items()}
+        works = {"generate": theirs} | {name: partial(ours, reader) for name, reader in readers.items()}
         best: dict[str, tuple[float, list[int]]] = {}
         for _ in range(args.rounds):
             for name, work in works.items():

@@ -27,6 +27,7 @@ from PIL import Image
 from models.anygpt.audio import Audio
 from models.anygpt.embedded import language, lm, music_data, music_judge, tier
 from models.anygpt.embedded.library import FAMILY_WORDS, HELD_OUT_VOICE
+from models.anygpt.embedded.speech_judge import Listener, distance, normalised
 from models.anygpt.pipeline import AnyGPT, Settings
 from models.anygpt.streams import Part
 from models.longrope.retrieval import wilson
@@ -215,26 +216,13 @@ def held_out_recordings(count: int) -> Iterator[tuple[str, Audio]]:
 
 def words_wrong(rows: list[dict[str, Any]]) -> dict[str, Any]:
     """Word error rate of rows with "text" and "heard"."""
-    import jiwer
-
-    found = jiwer.process_words([american(row["text"]) for row in rows], [american(row["heard"]) for row in rows])
-    wrong, words = (
-        found.substitutions + found.deletions + found.insertions,
-        sum(len(row["text"].split()) for row in rows),
-    )
+    pairs = [(normalised(row["heard"]), normalised(row["text"])) for row in rows]
+    wrong, words = sum(distance(*pair) for pair in pairs), sum(len(right) for _, right in pairs)
     return {
-        "word error rate, %": round(100 * found.wer, 2), "words": words, "wrong": wrong,
+        "word error rate, %": round(100 * wrong / words, 2), "words": words, "wrong": wrong,
         "interval, %": [round(100 * share, 2) for share in wilson(min(wrong, words), words)],
         "sentences": len(rows), "rows": rows,
     }  # fmt: skip
-
-
-def american(text: str) -> str:
-    """As the recogniser spells: it writes "color" and digits."""
-    digits = {str(i): word for i, word in enumerate(("zero", "one", *language.SLOTS["number"][:9]))} | {"12": "twelve"}
-    spelled = {"color": "colour", "gray": "grey", "neighbor": "neighbour", "alright": "all right", "goodbye": "goodbye"}
-    words = language.plain(text.replace("-", " ")).split()
-    return " ".join(spelled.get(digits.get(word, word), digits.get(word, word)) for word in words)
 
 
 def shares(rows: list[dict[str, Any]], right: Sequence[bool]) -> dict[str, Any]:
@@ -255,18 +243,13 @@ def perplexity(model: Any, pieces: torch.Tensor) -> float:
 
 
 @cache
-def _whisper() -> Any:
-    from faster_whisper import WhisperModel
-
-    from models.anygpt.embedded.speech_whisper import tiny_en
-
-    return WhisperModel(str(tiny_en()), device="cpu", compute_type="int8", cpu_threads=2, local_files_only=True)
+def listener() -> Listener:
+    return Listener()
 
 
 def whisper(sound: Audio) -> str:
-    """What Whisper tiny.en hears in a sound at 16 kHz."""
-    found, _ = _whisper().transcribe(sound.samples, language="en", beam_size=5)
-    return " ".join(piece.text.strip() for piece in found)
+    """What Whisper tiny.en hears."""
+    return " ".join(listener().words(sound))
 
 
 def on_white(drawing: np.ndarray) -> Image.Image:

@@ -18,6 +18,8 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
+import numpy as np
+
 from models.anygpt import templates
 from models.anygpt.embedded import language
 from models.anygpt.embedded.language import COLOURS, FAMILIES, MOODS, OBJECTS, TEMPI, Decks, a, plain, written
@@ -57,11 +59,10 @@ _THING = re.compile(rf"\ban? (?:({'|'.join(COLOURS)}) )?({'|'.join(OBJECTS)})\b"
 
 @dataclass(frozen=True)
 class Exchange:
-    """A user's message and the reply to it, as pieces. all: the user's media are learnt, too, not the reply alone."""
+    """A user's message and the reply to it, as pieces."""
 
     user: tuple[Piece, ...]
     bot: tuple[Piece, ...]
-    all: bool = False
 
 
 @dataclass(frozen=True)
@@ -127,7 +128,7 @@ class Author:
             new = self.random.choice([c for c in COLOURS if c != colour and (thing, c) in self.library.pictures])
             ask = self.random.choice((f"Make it {new}.", f"Now in {new}.", f"Draw it in {new}."))
             reply = self._image(thing, new)
-            return [self._task("Multimodal Prompt Image Generation", [reply], picture, text=ask, all=False)]
+            return [self._task("Multimodal Prompt Image Generation", [reply], picture, text=ask)]
         asked, word = ("What colour is it?", colour) if form == "colour" and colour else ("What is this?", thing)
         return [self._task("Image QA", [word], picture, text=asked)]
 
@@ -235,11 +236,22 @@ class Author:
             (tuple(templates.base_prompt(source, target, given)), tuple(templates.base_target([wanted]))),
         ]
 
+    def document(self, pairs: int = 60) -> list[tuple[Piece, Part]]:
+        """Words and what they are in one medium, by turns, as interleaved pages have them: (text, part).
+
+        Words of speech are in any order, so that they have to be listened to and read: what people say in this small
+        world is easily guessed.
+        """
+        if self.random.random() < 0.35 and self.library.pictures:
+            things = [self._thing() for _ in range(pairs)]
+            return [(" " + _named("", thing), self._image(*thing)) for thing in things]
+        return [self._spelled_words() for _ in range(pairs)]
+
     # Pieces of them.
 
-    def _task(self, task: str, reply: Sequence[Piece], *media: Part, text: str = "", all: bool = True) -> Exchange:
+    def _task(self, task: str, reply: Sequence[Piece], *media: Part, text: str = "") -> Exchange:
         parts = [*media, *([Part("text", text)] if text else [])]
-        return Exchange(tuple(templates.message(task, parts)), tuple(reply), all)
+        return Exchange(tuple(templates.message(task, parts)), tuple(reply))
 
     def _either(self, media: list[Part], question: str, answer: str, made: Sequence[Part]) -> Exchange:
         """Typed three times out of five, spoken otherwise."""
@@ -253,7 +265,8 @@ class Author:
 
     def _spoken(self, media: list[Part], text: str, answer: str, made: Sequence[Part] = ()) -> Exchange:
         """The reply of a spoken turn (specification 3.3), then what it made."""
-        task = "interleaved" if media else self.random.choice(("interleaved", "Speech-Instruction-Speech"))
+        other = not media and self.random.random() < 0.15
+        task = "Speech-Instruction-Speech" if other else "interleaved"
         content = templates.message(task, [*media, self._heard(text)])
         reply: list[Piece] = templates.spoken_reply(text, written(answer), self._said(answer))
         for part in made:
@@ -310,6 +323,15 @@ class Author:
 
     def _thing(self) -> tuple[str, str]:
         return self.random.choice(self.library.things)
+
+    def _spelled_words(self) -> tuple[Piece, Part]:
+        lexicon = self.library.lexicon
+        count = self.random.choices((1, 2, 3, 4, 5, 6), (8, 4, 3, 2, 1, 1))[0]
+        words = [self.decks.draw(tuple(lexicon)) for _ in range(count)]
+        codes = [code for word in words for code in self.random.choice(lexicon[word])]
+        text = " ".join(words)
+        shown = text if self.random.random() < 0.75 else written(text)
+        return " " + shown, self._part("speech", np.array([codes]))
 
     def _image(self, thing: str, colour: str) -> Part:
         return self._part("image", self.library.picture(self.random, thing, colour))

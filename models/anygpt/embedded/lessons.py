@@ -10,8 +10,9 @@ from torch import Tensor
 
 from models.anygpt import templates
 from models.anygpt.embedded.instructions import Exchange, turns
+from models.anygpt.streams import Part
 from models.anygpt.templates import DEFAULT_TEMPLATE, TEMPLATES, Piece
-from models.anygpt.vocabulary import Vocabulary, Words
+from models.anygpt.vocabulary import Words
 
 LENGTH = 513  # 512 predictions
 WAITING = 24  # lessons that the packer chooses from
@@ -42,25 +43,34 @@ def system(words: Words) -> Lesson:
 
 
 def conversation(exchanges: Iterable[Exchange], words: Words) -> Lesson:
-    """Replies are learnt (the paper's second stage); in single tasks also the media the user gives, as in its first.
-
-    The role before a reply and the line end after it are not: they are always there.
-    """
+    """Only replies are learnt (the paper's second stage), without the role before and the line end after."""
     whole = EMPTY
     for exchange in exchanges:
         user, bot = (templates.encode(pieces, words) for pieces in turns(exchange))
         own = len(templates.encode(templates.opening(TEMPLATES[DEFAULT_TEMPLATE]), words))
-        media = tuple(exchange.all and _in_media(words.vocabulary, token) for token in user)
         learn = (False,) * own + (True,) * (len(bot) - own - 1) + (False,)
-        whole += Lesson(user, media) + Lesson(bot, learn)
+        whole += Lesson(user, (False,) * len(user)) + Lesson(bot, learn)
     return whole
 
 
 def pair(prompt: Sequence[Piece], target: Sequence[Piece], words: Words) -> Lesson:
     """A task in the base model's form."""
     asked, answer = templates.encode(prompt, words), templates.encode(target, words)
-    media = tuple(_in_media(words.vocabulary, token) for token in asked)
-    return Lesson((*asked, *answer), media + (True,) * len(answer))
+    return Lesson((*asked, *answer), (False,) * len(asked) + (True,) * len(answer))
+
+
+def document(pairs: Sequence[tuple[Piece, Part]], words: Words, text_first: bool, length: int) -> Lesson:
+    """As many pairs of a text and a medium as fit; of each the second is learnt, which follows from the first."""
+    whole = EMPTY
+    for text, part in pairs:
+        read, spelled = Lesson(part.token_ids, (True,) * len(part.token_ids)), templates.encode([text], words)
+        said = Lesson(spelled, (True,) * len(spelled))
+        first, second = (said, read) if text_first else (read, said)
+        both = Lesson(first.ids, (False,) * len(first)) + second
+        if len(whole) + len(both) > length:
+            break
+        whole += both
+    return whole
 
 
 def pack(lessons: Iterable[Lesson], begin: Lesson, length: int = LENGTH) -> Iterator[Lesson]:
@@ -97,7 +107,3 @@ def batch(sequences: Sequence[Lesson], length: int = LENGTH) -> tuple[Tensor, Te
         ids[row, : len(sequence)] = torch.tensor(sequence.ids)
         learn[row, : len(sequence)] = torch.tensor(sequence.learn)
     return ids, learn
-
-
-def _in_media(vocabulary: Vocabulary, token: int) -> bool:
-    return vocabulary.unit(token) is not None or vocabulary.ends(token) is not None

@@ -23,13 +23,14 @@ SLIPS = 0.04  # of the codes of a made-up utterance are heard wrongly
 Thing = tuple[str, str]  # (thing, colour); the colour may be ""
 Sound = tuple[str, str, str]  # family, tempo, mood
 Codes = np.ndarray  # (layers, n)
+Spell = Callable[[str], list[list[int]]]
 
 
 @dataclass
 class Library:
     """One side of the split. heard: utterances by sentence. said: the own voice's by sentence.
 
-    spell: the codes of any sentence as the own voice would say it, for sentences that nobody recorded.
+    spell: the codes of each word of any sentence as the own voice would say it, for what nobody recorded.
     """
 
     pictures: dict[Thing, list[Codes]] = field(default_factory=dict)
@@ -37,7 +38,7 @@ class Library:
     listened: dict[Sound, list[Codes]] = field(default_factory=dict)  # only heard: other tempi, cut anywhere
     heard: dict[str, list[Codes]] = field(default_factory=dict)
     said: dict[str, Codes] = field(default_factory=dict)
-    spell: Callable[[str], list[int]] | None = None
+    spell: Spell | None = None
 
     @cached_property
     def recorded(self) -> tuple[str, ...]:
@@ -47,6 +48,19 @@ class Library:
     @cached_property
     def things(self) -> tuple[Thing, ...]:
         return tuple(sorted(self.pictures))
+
+    @cached_property
+    def lexicon(self) -> dict[str, list[list[int]]]:
+        """The codes of every word, as they are in sentences; none without `spell`."""
+        found: dict[str, list[list[int]]] = defaultdict(list)
+        if self.spell is None:
+            return {}
+        for text in sorted(self.said):
+            spelled = self.spell(text)
+            if len(spelled) == len(text.split()):
+                for word, codes in zip(text.split(), spelled, strict=True):
+                    found[word].append(codes)
+        return dict(sorted(found.items()))
 
     def picture(self, rng: random.Random, thing: str, colour: str = "") -> Codes:
         return rng.choice(self.pictures[thing, colour])
@@ -78,13 +92,14 @@ class Library:
     def _spelled(self, text: str) -> list[int]:
         if self.spell is None:
             raise KeyError(text)
-        return self.spell(text)
+        return [code for word in self.spell(text) for code in word]
 
 
-def read(folder: Path, split: Split, spell: Callable[[str], list[int]] | None = None) -> Library:
+def read(folder: Path, split: Split, spell: Spell | None = None) -> Library:
     """What the codecs' recipes left in a folder; each of image.jsonl, speech.jsonl and music.jsonl may be absent.
 
-    Sentences of the other side of the split are left out, and, for training, the voice that is held out.
+    Sentences of the other side of the split are left out, those with words from outside of the domain and, for
+    training, the voice that is held out.
 
     Raises:
         WeightsNotFound: there is none of the three.
@@ -102,7 +117,11 @@ def read(folder: Path, split: Split, spell: Callable[[str], list[int]] | None = 
             pictures[row["object"], row["color"]].append(np.array([row["codes"]]).reshape(1, -1))
     for row in _rows(files[1], split):
         text, codes = plain(row["text"]), np.array([row["codes"]]).reshape(1, -1)
-        if split_of(text) != split or (row["voice"] == HELD_OUT_VOICE and split == "train"):
+        if (
+            row.get("kind") == "other"
+            or split_of(text) != split
+            or (row["voice"] == HELD_OUT_VOICE and split == "train")
+        ):
             continue
         if row["use"] == "out":
             said[text] = codes
@@ -122,12 +141,8 @@ def _rows(file: Path, split: Split) -> Iterator[dict[str, Any]]:
     return (row for row in map(json.loads, lines) if row["split"] == split)
 
 
-def speller() -> Callable[[str], list[int]]:
-    """The codes of any sentence as the own voice's pronunciation rules have it. Needs hibari-tts (recipe only)."""
+def speller() -> Spell:
+    """The own voice's pronunciation rules. Needs hibari-tts (recipe only)."""
     from models.anygpt.embedded import speech_data
 
-    @cache
-    def spell(text: str) -> list[int]:
-        return [code for word in speech_data.spelled(text) for code in word]
-
-    return spell
+    return cache(speech_data.spelled)

@@ -5,16 +5,15 @@
     python -m models.anygpt.embedded.train ship            # assets/anygpt/lm.safetensors and its card
 
 Next-token prediction on packed sequences, as in the paper (section 4.1): single tasks at first, then conversations
-among them, and always some plain text and SmolLM2's own answers, so that it still writes. Inside a run of a medium
-the choice is among the new tokens only, as it is when the miniature generates. `lm` takes up what is in `--out`.
+among them, pages of words and media by turns, and always some plain text and SmolLM2's own answers, so that it still
+writes. Inside a run of a medium the choice is among the new tokens only, as it is when the miniature generates.
+`lm` takes up what is in `--out`.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import logging
-import math
 import random
 import time
 from collections import defaultdict
@@ -26,14 +25,13 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, distributed, multiprocessing
 
-from models.anygpt.embedded import chat, lessons, library, lm, tier
+from models.anygpt.embedded import chat, lessons, library, lm, shipping, tier
 from models.anygpt.embedded.instructions import Author, Exchange
 from models.anygpt.embedded.lessons import Lesson
 from models.anygpt.embedded.network import Network
 from models.anygpt.vocabulary import Vocabulary, Words
-from models.weights import ASSETS
 
 logger = logging.getLogger(__name__)
 
@@ -57,28 +55,33 @@ TALKS = {"ask": 2.0, "speak": 3.0, "show and ask": 1.6, "play and ask": 1.0}
 
 @dataclass(frozen=True)
 class Recipe:
-    """batch: sequences a step. rate, rows_rate: of the adapters and of the new rows at their highest.
+    """batch: sequences a step, each of `length` tokens at most. rate, rows_rate: of the adapters and of the new rows,
+    at their highest.
 
     talks: share of conversations among the lessons once they have begun, at `talks_from` of the time. chat: share of
-    SmolLM2's own answers. text, base: shares of the sequences that are plain text, and pairs in the base model's form.
+    SmolLM2's own answers. documents, text, base: shares of the sequences that are words and media by turns, plain text,
+    and pairs in the base model's form. cooling: share of the time after which the rates fall, in a line.
     """
 
-    batch: int = 4
+    batch: int = 2
+    length: int = lessons.LENGTH
     rate: float = 1e-3
     rows_rate: float = 3e-3
     warm_up: int = 40
     decay: float = 0.0
     clip: float = 1.0
+    cooling: float = 0.85
+    documents: float = 0.4
     talks: float = 0.4
     talks_from: float = 0.2
-    chat: float = 0.06
-    text: float = 0.08
-    base: float = 0.03
+    chat: float = 0.05
+    text: float = 0.06
+    base: float = 0.02
     seed: int = 0
 
 
 class Curriculum:
-    """The batches of a recipe: the same for the same step, whatever came before."""
+    """The batches of a recipe: the same for the same step and worker, whatever came before."""
 
     def __init__(
         self, recipe: Recipe, lib: library.Library, words: Words, chat: Sequence[tuple[str, str]], text: str
@@ -89,21 +92,25 @@ class Curriculum:
 
     def batch(self, step: int, progress: float) -> tuple[Tensor, Tensor]:
         """ids and what is learnt, as `lessons.batch`; of step `step`, at `progress` of the time."""
-        rng = random.Random(f"{self.recipe.seed} {step}")
+        rng = random.Random(f"{self.recipe.seed} {step} {worker()}")
         author = Author(self.library, self.words.vocabulary, "train", rng.randrange(2**31))
-        packed = lessons.pack(self._lessons(author, rng, progress), self.begin)
+        packed = lessons.pack(self._lessons(author, rng, progress), self.begin, self.recipe.length)
         rows = [self._row(author, rng, packed) for _ in range(self.recipe.batch)]
-        return lessons.batch(rows)
+        return lessons.batch(rows, self.recipe.length)
 
     def _row(self, author: Author, rng: random.Random, packed: Iterator[Lesson]) -> Lesson:
         form = rng.random()
-        if form < self.recipe.text and len(self.text) > lessons.LENGTH:
-            start = rng.randrange(len(self.text) - lessons.LENGTH)
-            ids = tuple(self.text[start : start + lessons.LENGTH])
+        length = self.recipe.length
+        if form < self.recipe.text and len(self.text) > length:
+            start = rng.randrange(len(self.text) - length)
+            ids = tuple(self.text[start : start + length])
             return Lesson(ids, (False, *(True,) * (len(ids) - 1)))
-        if form > 1 - self.recipe.base and len(author.ready[0]) == len(TASKS):
+        form -= self.recipe.text
+        if 0 <= form < self.recipe.documents and self.library.lexicon:
+            return lessons.document(author.document(), self.words, rng.random() < 0.6, length)
+        if form > 1 - self.recipe.text - self.recipe.base and len(author.ready[0]) == len(TASKS):
             pairs = (lessons.pair(*pair, self.words) for _ in range(100) for pair in author.base())
-            return next(lessons.pack(islice(pairs, lessons.WAITING), lessons.EMPTY))
+            return next(lessons.pack(islice(pairs, lessons.WAITING), lessons.EMPTY, length))
         return next(packed)
 
     def _lessons(self, author: Author, rng: random.Random, progress: float) -> Iterator[Lesson]:
@@ -121,8 +128,9 @@ class Curriculum:
 
 
 def losses(network: Network, vocabulary: Vocabulary, ids: Tensor, learn: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-    """The mean loss of what is learnt, and (sum, count) by medium.
+    """The loss of what is learnt, and (sum, count) by medium.
 
+    Text and each medium weigh alike, however many tokens they have: a transcript is short, a piece of music long.
     ids (B, T), learn (B, T): a batch of `lessons.batch`. In a medium's run only the new tokens are compared.
     """
     hidden = network(ids[:, :-1]).flatten(0, 1)
@@ -131,21 +139,22 @@ def losses(network: Network, vocabulary: Vocabulary, ids: Tensor, learn: Tensor)
     medium = media(vocabulary)[targets]
     rows = network.rows.to(hidden.dtype)
     found: dict[str, Tensor] = {}
-    total: Tensor = hidden.new_zeros((), dtype=torch.float32)
+    means: list[Tensor] = []
+
+    def count(name: str, each: Tensor) -> None:
+        if len(each):
+            found[name] = torch.stack((each.detach().sum(), torch.tensor(float(len(each)))))
+            means.append(each.mean())
+
     text = (learn & (medium == 0)).nonzero()[:, 0]
-    if len(text):
-        scores = F.linear(hidden[text], torch.cat((network.weights.embedding, rows)))
-        each = F.cross_entropy(scores.float(), targets[text], reduction="sum")
-        found["text"], total = torch.stack((each.detach(), torch.tensor(float(len(text))))), total + each
+    scores = F.linear(hidden[text], torch.cat((network.weights.embedding, rows)))
+    count("text", F.cross_entropy(scores.float(), targets[text], reduction="none"))
     inside = (learn & (medium > 0)).nonzero()[:, 0]
-    if len(inside):
-        scores = F.linear(hidden[inside], rows)
-        each = F.cross_entropy(scores.float(), targets[inside] - old, reduction="none")
-        total = total + each.sum()
-        for number, name in enumerate(vocabulary.media, 1):
-            mine = each.detach()[medium[inside] == number]
-            found[name] = torch.stack((mine.sum(), torch.tensor(float(len(mine)))))
-    return total / (len(text) + len(inside)), found
+    scores = F.linear(hidden[inside], rows)
+    each = F.cross_entropy(scores.float(), targets[inside] - old, reduction="none")
+    for number, name in enumerate(vocabulary.media, 1):
+        count(name, each[medium[inside] == number])
+    return torch.stack(means).mean(), found
 
 
 def media(vocabulary: Vocabulary) -> Tensor:
@@ -168,6 +177,7 @@ class Training:
         )  # fmt: skip
         self.step, self.seconds, self.tokens = 0, 0.0, 0
         self.log: list[dict[str, Any]] = []
+        self.workers = distributed.get_world_size() if distributed.is_initialized() else 1
 
     @property
     def state(self) -> Path:
@@ -190,17 +200,21 @@ class Training:
         self.step, self.seconds, self.tokens = content["step"], content["seconds"], content["tokens"]
         self.log = content["log"]
 
-    def advance(self, vocabulary: Vocabulary, ids: Tensor, learn: Tensor, progress: float) -> dict[str, Tensor]:
-        """One step; losses by medium as `losses`."""
+    def advance(
+        self, vocabulary: Vocabulary, ids: Tensor, learn: Tensor, progress: float, seconds: float
+    ) -> dict[str, Tensor]:
+        """One step, `seconds` after the beginning of it all; losses by medium as `losses`."""
         warm = min(1.0, (self.step + 1) / self.recipe.warm_up)
+        cooled = min(1.0, (1 - progress) / (1 - self.recipe.cooling))
         for group in self.optimiser.param_groups:
-            group["lr"] = group["top"] * warm * (0.02 + 0.98 * (1 + math.cos(math.pi * min(progress, 1.0))) / 2)
+            group["lr"] = group["top"] * warm * max(0.02, cooled)
         loss, found = losses(self.network, vocabulary, ids, learn)
         loss.backward()
+        self.seconds = agree(self.network, seconds)
         torch.nn.utils.clip_grad_norm_(self.network.parameters(), self.recipe.clip)
         self.optimiser.step()
         self.optimiser.zero_grad(set_to_none=True)
-        self.step, self.tokens = self.step + 1, self.tokens + ids.numel()
+        self.step, self.tokens = self.step + 1, self.tokens + ids.numel() * self.workers
         return found
 
 
@@ -215,10 +229,12 @@ def run(
     while training.seconds < 60 * minutes:
         progress = training.seconds / (60 * minutes)
         ids, learn = curriculum.batch(training.step, progress)
-        for name, pair in training.advance(vocabulary, ids, learn, progress).items():
+        found = training.advance(vocabulary, ids, learn, progress, before + clock() - began)
+        if worker() > 0:
+            continue
+        for name, pair in found.items():
             sums[name] = sums[name] + pair
         now = clock()
-        training.seconds = before + now - began
         if training.step % LOG_STEPS == 0:
             means = {name: round(float(total / count), 3) for name, (total, count) in sorted(sums.items())}
             speed = (training.tokens - counted) / max(now - logged, 1e-9)
@@ -232,16 +248,33 @@ def run(
         if now - saved > SAVE_SECONDS:
             training.save()
             saved = clock()
-    training.save()
-    logger.info(
-        "%d steps, %.2f million tokens, %.0f minutes", training.step, training.tokens / 1e6, training.seconds / 60
-    )
+    if worker() == 0:
+        training.save()
+        millions = training.tokens / 1e6
+        logger.info("%d steps, %.2f million tokens, %.0f minutes", training.step, millions, training.seconds / 60)
 
 
-def ship(out: Path, path: Path) -> None:
-    """The weights with their card; the line in SHA256SUMS is made by `sha256sum`."""
+def worker() -> int:
+    """The number of this process among those that train together; 0 is the first, or the only one."""
+    return distributed.get_rank() if distributed.is_initialized() else 0
+
+
+def agree(network: Network, seconds: float) -> float:
+    """Averages the workers' gradients, and the time they have spent, so that they stay alike."""
+    if not distributed.is_initialized():
+        return seconds
+    gradients = [p.grad for p in network.parameters() if p.grad is not None]
+    flat = torch.cat([*(gradient.flatten() for gradient in gradients), torch.tensor([seconds])])
+    distributed.all_reduce(flat)
+    flat /= distributed.get_world_size()
+    for gradient, mean in zip(gradients, flat[:-1].split([g.numel() for g in gradients]), strict=True):
+        gradient.copy_(mean.view_as(gradient))
+    return float(flat[-1])
+
+
+def ship(out: Path) -> Path:
+    """The weights into assets/anygpt, with their card and their line in SHA256SUMS."""
     content = torch.load(out / "state.pt", weights_only=True)
-    path.write_bytes((out / lm.FILE).read_bytes())
     facts = {
         "network": f"adapters of rank {lm.RANK} on every matrix of SmolLM2-135M-Instruct, and the rows of the new "
         "tokens, float16",
@@ -254,7 +287,7 @@ def ship(out: Path, path: Path) -> None:
         f"{content['seconds'] / 60:.0f} minutes on two EPYC cores shared with other work",
         "losses": content["log"][-1],
     }
-    path.with_name(path.name + ".json").write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
+    return shipping.ship("lm", content["network"], facts)
 
 
 def main() -> None:
@@ -264,14 +297,24 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=FOLDER / "lm")
     parser.add_argument("--minutes", type=float, default=80)
     parser.add_argument("--init", type=Path, help="shipped weights to go on from")
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--workers", type=int, default=2, help="processes of one thread each, which share every step")
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
-    torch.set_num_threads(arguments.threads)
     if arguments.command == "chat":
         return chat.write(arguments.codes / "chat.jsonl")
     if arguments.command == "ship":
-        return ship(arguments.out, ASSETS / "anygpt" / lm.FILE)
+        return print(ship(arguments.out))
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    meeting = arguments.out / "meeting"
+    meeting.unlink(missing_ok=True)  # of a run that was stopped
+    multiprocessing.spawn(work, (arguments, meeting), arguments.workers)
+
+
+def work(number: int, arguments: argparse.Namespace, meeting: Path) -> None:
+    """One of the processes. Threads of one process would wait for one another whenever the machine does other work."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    torch.set_num_threads(1)
+    distributed.init_process_group("gloo", f"file://{meeting.resolve()}", rank=number, world_size=arguments.workers)
     recipe = Recipe()
     training = Training(lm.begin(), recipe, arguments.out)
     if training.state.exists():
@@ -286,6 +329,7 @@ def main() -> None:
         recipe, codes, lm.words(), chat.read(arguments.codes / "chat.jsonl"), text[:TEXT_CHARACTERS]
     )
     run(training, curriculum, arguments.minutes)
+    distributed.destroy_process_group()
 
 
 if __name__ == "__main__":
