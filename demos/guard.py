@@ -23,6 +23,16 @@ class GuardedBlocks(gr.Blocks):
     addresses named instead of files.
     """
 
+    async def process_api(self, block_fn: Any, *args: Any, **more: Any) -> Any:
+        try:
+            return await super().process_api(block_fn, *args, **more)
+        except gr.Error:
+            raise
+        except Exception as error:  # of an event that is Gradio's own, such as an example's; ours have words for theirs
+            name = str(getattr(block_fn, "api_name", None) or "This").replace("_", " ")
+            logger.warning("Event %s failed", name, exc_info=error)
+            raise gr.Error(f"“{name}” cannot be done with these inputs.", print_exception=False) from error
+
     async def preprocess_data(self, block_fn: Any, inputs: list[Any], *args: Any, **more: Any) -> list[Any]:
         try:
             _check_files(inputs)
