@@ -70,10 +70,10 @@ def picture(tmp_path):
 
 def send(client, text="", files=(), **changes):
     message = {"text": text, "files": [handle_file(str(file)) for file in files]}
-    shown, box, tokens, said, archive = client.predict(
+    shown, _, tokens, said, archive = client.predict(
         message, *(CONTROLS | changes).values(), api_name="/anygpt_chat"
     )  # fmt: skip
-    return {"messages": shown, "box": box, "tokens": tokens, "said": said, "archive": archive["value"]}
+    return {"messages": shown, "tokens": tokens, "said": said, "archive": archive["value"]}
 
 
 def read_sound(path):
@@ -105,7 +105,6 @@ def test_text_picture_and_speech_in_one_turn_and_four_media_back(client, picture
         ("assistant", "look"), ("assistant", "image"), ("assistant", "audio"), ("assistant", "audio"),
     ]  # fmt: skip
     assert page["messages"][3]["metadata"]["title"] == "Heard"
-    assert page["box"] == {"text": "", "files": []}
     assert "Text, picture, music, speech" in page["said"] and "left out" not in page["tokens"]
     for message in page["messages"][5:]:
         content = message["content"][0]
@@ -344,7 +343,7 @@ def test_sounds_of_every_kind_are_read_and_a_clipped_one_says_so(client, tmp_pat
         ({"text": "hi", "preset": "transcribe"}, "needs speech"),
         ({"text": "hi", "preset": "dance"}, None),
         ({"text": "hi", "seed": -1}, "The seed must be"),
-        ({"text": "hi", "tokens": 1}, "longest reply must be"),
+        ({"text": "hi", "tokens": 1}, "minimum value 16"),
         ({"text": "hi", "template": "Vicuna"}, None),
     ],
 )
@@ -357,6 +356,8 @@ def test_controls_are_checked_behind_the_page_too(handle):
     for wrong in ({"preset": "dance"}, {"output": "smell"}, {"sounds": None}, {"template": 3}, {"sampling": "wild"}):
         with pytest.raises(BadInput, match="can be"):
             last(handle, chat.Talk(), {"text": "hi", "files": []}, **wrong)
+    with pytest.raises(BadInput, match="longest reply must be"):
+        last(handle, chat.Talk(), {"text": "hi", "files": []}, tokens=1)
     with pytest.raises(BadInput, match="neither a picture nor a sound"):
         last(handle, chat.Talk(), {"text": "", "files": ["notes.txt"]})
     with pytest.raises(BadInput, match="at most 6"):
