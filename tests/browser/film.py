@@ -4,10 +4,11 @@ import base64
 import io
 import os
 import re
+from contextlib import suppress
 from pathlib import Path
 
 from PIL import Image
-from playwright.sync_api import Page
+from playwright.sync_api import Error, Page
 
 WIDTH, COLOURS = 760, 96
 APART = 0.2  # seconds between two frames that are kept
@@ -30,7 +31,8 @@ class Film:
         if now - self._seen >= APART:
             self._seen = now
             self._frames.append(base64.b64decode(frame["data"]))
-        self._session.send("Page.screencastFrameAck", {"sessionId": frame["sessionId"]})
+        with suppress(Error):  # the page may have been closed meanwhile
+            self._session.send("Page.screencastFrameAck", {"sessionId": frame["sessionId"]})
 
     def save(self, path: Path) -> None:
         """As a GIF; a long film is shown in fewer frames."""
