@@ -49,6 +49,17 @@ def alignment_loss(scores: Tensor, targets: list[list[int]]) -> Tensor:
     return -torch.logaddexp(total.gather(1, last), total.gather(1, last - 1)).mean() / frames
 
 
+def silenced(scores: Tensor, begin: Tensor, end: Tensor) -> Tensor:
+    """Scores (B, T, K) that allow nothing but silence before frame `begin` and after frame `end`, both (B,).
+
+    Otherwise the first and the last phone may cover the silence around a sentence, and learn to.
+    """
+    frame = torch.arange(scores.shape[1])
+    outside = (frame < begin[:, None]) | (frame > end[:, None])
+    speech = torch.arange(scores.shape[2]) != SILENCE
+    return scores.masked_fill(outside[..., None] & speech, NEVER)
+
+
 def best_alignment(scores: np.ndarray, codes: list[int]) -> np.ndarray:
     """How many frames each code lasts, (m,), at least 1: the best way to read the codes in order (Viterbi).
 

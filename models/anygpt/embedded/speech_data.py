@@ -110,11 +110,22 @@ def spelled(text: str) -> list[list[int]]:
     return words
 
 
-def spoil(samples: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+@dataclass(frozen=True)
+class Spoiled:
+    """samples: (T,) float32. begin, end: seconds between which there is speech."""
+
+    samples: np.ndarray
+    begin: float
+    end: float
+
+
+def spoil(samples: np.ndarray, rng: np.random.Generator) -> Spoiled:
     """Speed, room, band, noise and gain, each by chance; silence around it always."""
     if rng.random() < 0.5:
         samples = _resampled(samples, rng.uniform(0.9, 1.1))
-    samples = np.pad(samples, tuple(rng.integers(0, RATE // 2, 2)))
+    samples = np.pad(samples, tuple(rng.integers(0, RATE, 2)))
+    loud = np.flatnonzero(np.abs(samples) > 0.01 * np.abs(samples).max())
+    begin, end = loud[0] / RATE, loud[-1] / RATE
     if rng.random() < 0.4:
         length = int(rng.uniform(0.05, 0.35) * RATE)
         room = rng.standard_normal(length) * np.exp(-6.9 * np.arange(length) / length)
@@ -127,10 +138,10 @@ def spoil(samples: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         noise = rng.standard_normal(len(samples))
         tilt = rng.uniform(0, 0.98)  # from white to brown
         noise = signal.lfilter([1.0], [1.0, -tilt], noise)
-        loud = np.sqrt((samples**2).mean()) * 10 ** (-rng.uniform(8, 35) / 20)
-        samples = samples + loud * noise / np.sqrt((noise**2).mean())
+        level = np.sqrt((samples**2).mean()) * 10 ** (-rng.uniform(8, 35) / 20)
+        samples = samples + level * noise / np.sqrt((noise**2).mean())
     samples = samples * (10 ** rng.uniform(-1.2, 0.2) / max(np.abs(samples).max(), 1e-6))
-    return np.clip(samples, -1, 1).astype(np.float32)
+    return Spoiled(np.clip(samples, -1, 1).astype(np.float32), begin, end)
 
 
 def own_frames(text: str, speed: float = 1.0) -> list[np.ndarray]:

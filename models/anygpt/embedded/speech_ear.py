@@ -25,6 +25,7 @@ _CONSONANTS = ("b", "d", "f", "h", "j", "k", "l", "m", "n", "p", "s", "t", "v", 
                "θ", "ʤ", "ʧ")  # fmt: skip
 _VOWELS = ("A", "I", "O", "W", "Y", "i", "u", "æ", "ɑ", "ɔ", "ɛ", "ɜ", "ɪ", "ʊ", "ʌ")  # A is the vowel of "day"
 SILENCE = 0
+QUIET = 13  # frames of silence put around a clip: a phone in mid-sentence is heard better than one at its edge
 SWITCH = 0.4  # what a change of code costs, in nats: a flicker of one frame is no phone
 # The meaning of each code: a pause, the consonants, the unstressed and the stressed vowels (the G2P's letters).
 ALPHABET = ("_", *_CONSONANTS, "ə", *_VOWELS, *("ˈ" + vowel for vowel in _VOWELS))
@@ -44,7 +45,9 @@ class Ear(nn.Module):
     @torch.inference_mode()
     def path(self, samples: np.ndarray) -> np.ndarray:
         """Samples (T,) -> the code heard in each frame, (ceil(T / 320),) int64."""
-        return best_path(self(torch.from_numpy(samples)[None])[0].float().numpy(), SWITCH)
+        quiet = np.pad(samples, QUIET * HOP)
+        scores = self(torch.from_numpy(quiet)[None])[0].float().numpy()
+        return best_path(scores, SWITCH)[QUIET:-QUIET]
 
 
 class Adaptor(nn.Module):

@@ -171,8 +171,7 @@ def test_spoken_codes_are_heard_as_themselves(codec):
     assert 0.6 < spoken.seconds / read_speech(SPOKEN, RATE).seconds < 1.6
     assert np.abs(spoken.samples).max() == pytest.approx(0.5)
     again = codec.encode(spoken)
-    alike = set(itertools.pairwise(codes[0])) & set(itertools.pairwise(again[0]))
-    assert len(alike) > 0.7 * len(set(itertools.pairwise(codes[0])))
+    assert speech_judge.distance(codes[0], again[0]) < 0.3 * len(codes[0])
     np.testing.assert_array_equal(spoken.samples, codec.decode(codes).samples)
 
 
@@ -185,8 +184,7 @@ def test_recordings_of_other_kinds_give_much_the_same_codes(codec):
     assert codec.encode(read_speech((RATE, stereo), RATE))[0].tolist() == codes
     for source in ((RATE, eight_bit), (96_000, fast.astype(np.float32))):
         other = codec.encode(read_speech(source, RATE))[0].tolist()
-        same = set(itertools.pairwise(codes)) & set(itertools.pairwise(other))
-        assert len(same) > 0.8 * len(set(itertools.pairwise(codes)))
+        assert speech_judge.distance(codes, other) < 0.15 * len(codes)
 
 
 @pytest.mark.parametrize(
@@ -209,9 +207,10 @@ def test_codes_that_cannot_be_spoken(codec, codes):
         codec.decode(codes)
 
 
-@pytest.mark.parametrize("code", range(len(ALPHABET)))
-def test_every_code_can_be_spoken(codec, code):
-    assert np.isfinite(codec.decode(np.array([[code]])).samples).all()
+def test_every_code_can_be_spoken(codec):
+    spoken = codec.decode(np.arange(len(ALPHABET))[None])
+    assert np.isfinite(spoken.samples).all()
+    assert spoken.seconds > 2
 
 
 def test_files_that_are_missing_or_wrong(tmp_path: Path):
