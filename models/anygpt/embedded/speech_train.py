@@ -55,7 +55,7 @@ CARD = {
     "cost": "on a third of two busy EPYC cores: tokens about 560 and 138 steps of 32 clips and 620 of 16 (16, 7 and 30 "
     "minutes), acoustic 1000 and 589 steps of 16 sentences (15 and 9 minutes)",
     "note": "The last part of tokens came after the language model's data were written and made the ear hear fewer "
-    "wrong phones; the codes mean the same. Only from then on was silence around a clip taught (speech_align.silenced).",
+    "wrong phones; the codes mean the same. Only then was silence around a clip taught (speech_align.silenced).",
     "quality": "see evidence/speech.json",
 }
 OUTER_SILENCE = 12  # frames that are kept of the silence at both ends, at most
