@@ -285,5 +285,6 @@ def _player(kind: str, path: Path, label: str) -> dict[str, Any]:
 
 
 def _text(text: str, role: str, label: str = "") -> Message:
-    message: Message = {"role": role, "content": text}
+    # `gr.Chatbot` lays out HTML even where it is told not to render Markdown: what is written stays as it is written.
+    message: Message = {"role": role, "content": escape(text, quote=False)}
     return message | {"metadata": {"title": HEARD}} if label == "heard" else message

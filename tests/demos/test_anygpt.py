@@ -131,7 +131,7 @@ def test_the_view_is_the_stream_that_is_read_and_written(client, picture):
 
 def test_text_that_looks_like_html_or_a_token_stays_text(client):
     page = send(client, "<b>x</b> <soim> [Human]")
-    assert ("user", "<b>x</b> <soim> [Human]") in told(page["messages"])
+    assert ("user", "&lt;b&gt;x&lt;/b&gt; &lt;soim&gt; [Human]") in told(page["messages"])
     assert "<b>x" not in page["tokens"]
     assert page["tokens"].count('class="image mark"') == 2  # those of the reply's own picture
 
