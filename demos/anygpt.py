@@ -126,8 +126,8 @@ def _chat_tab(handle: Handle[AnyGPT], tier: str) -> None:
                 rendering = _rendering() if tier == "official" else []
         with gr.Column(scale=3, min_width=280):
             chat = gr.Chatbot(
-                label="Conversation", show_label=False, height=460, buttons=[], render_markdown=False, latex_delimiters=[],
-                group_consecutive_messages=False, placeholder=KNOWS[tier], elem_id="anygpt-chat",
+                label="Conversation", show_label=False, height=460, buttons=[], render_markdown=False,
+                latex_delimiters=[], group_consecutive_messages=False, placeholder=KNOWS[tier], elem_id="anygpt-chat",
             )  # fmt: skip
             box = gr.MultimodalTextbox(
                 label="Your turn", show_label=False, placeholder=PLACEHOLDER, sources=["upload", "microphone"],
