@@ -55,7 +55,9 @@ STYLE = """
 #anygpt-chat > .wrapper > .icon-button-wrapper { display: none; }
 #anygpt-chat .message-row { margin-top: .3rem; margin-bottom: .3rem; }
 #anygpt-box .submit-button { background: var(--button-primary-background-fill); color: white; }
-#anygpt-chat img { min-width: 160px; }
+#anygpt-chat .message-buttons { margin: 0; }
+#anygpt-chat img { min-width: 160px; max-height: 260px; }
+#anygpt-chat .user img { max-height: 120px; object-fit: contain; }
 #anygpt-chat .placeholder-content { padding: 0 2rem; }
 @media (max-width: 800px) { #anygpt-panel { flex-direction: column; } #anygpt-controls { order: 2; } }
 """
@@ -126,7 +128,7 @@ def _chat_tab(handle: Handle[AnyGPT], tier: str) -> None:
                 rendering = _rendering() if tier == "official" else []
         with gr.Column(scale=3, min_width=280):
             chat = gr.Chatbot(
-                label="Conversation", show_label=False, height=460, buttons=[], render_markdown=False,
+                label="Conversation", show_label=False, height=560, buttons=[], render_markdown=False,
                 latex_delimiters=[], group_consecutive_messages=False, placeholder=KNOWS[tier], elem_id="anygpt-chat",
             )  # fmt: skip
             box = gr.MultimodalTextbox(

@@ -25,6 +25,7 @@ CSS = """
 .stream p { margin: 0; font-family: var(--font-mono); font-size: 12.5px; line-height: 1.75; overflow-wrap: anywhere; }
 .stream h4 { margin: .5rem 0 .1rem; font-size: 12.5px; font-weight: 700; color: var(--body-text-color-subdued); }
 i { font-style: normal; border-radius: 3px; padding: .08em .22em; margin-right: 2px; white-space: pre-wrap; }
+i:not(.text) { display: inline-block; white-space: nowrap; line-height: 1.3; }
 i.text { background: rgb(100 116 139 / .16); }
 i.image { background: rgb(217 119 6 / .30); }
 i.speech { background: rgb(37 99 235 / .26); }

