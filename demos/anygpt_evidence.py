@@ -65,7 +65,7 @@ LIMITS = (
 
 def show_evidence(folder: Path, tab: gr.Tab) -> None:
     """A plot and a page, made when `tab` is opened: nobody waits for them before."""
-    figure = gr.Plot(show_label=False, elem_id="anygpt-evidence-plot")
+    figure = gr.Plot(show_label=False, visible=False, elem_id="anygpt-evidence-plot")
     page = gr.HTML(elem_id="anygpt-evidence", padding=False)
 
     def open_evidence() -> tuple[Any, str]:
@@ -73,7 +73,8 @@ def show_evidence(folder: Path, tab: gr.Tab) -> None:
 
         recorded = read_records(folder)
         measured = {name: recorded[name]["result"] for name in TASKS if name in recorded}
-        return against_targets(measured, TASKS) if measured else None, evidence_page(recorded)
+        plot = gr.Plot(against_targets(measured, TASKS), visible=True) if measured else gr.skip()
+        return plot, evidence_page(recorded)
 
     tab.select(open_evidence, None, [figure, page], api_name="anygpt_evidence", show_progress="hidden")
 
@@ -93,7 +94,7 @@ def evidence_page(recorded: Mapping[str, Recorded]) -> str:
     pages += [_facts(name, data) for name, data in recorded.items() if name not in TASKS]
     others = [EvidenceRow(what, figure, None, compared) for what, figure, compared in OTHERS]
     pages.append(evidence_html(others, "The paper's own figures and its comparisons; not measured here"))
-    return "".join([*pages, f"<p>{escape(LIMITS)}</p>"])
+    return "<br>".join([*pages, f"<p>{escape(LIMITS)}</p>"])
 
 
 def met(task: Task, result: Mapping[str, Any]) -> bool:
