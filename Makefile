@@ -25,7 +25,7 @@ test: lint $(VENV)/.stamp-system
 lint: $(VENV)/.stamp-test
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
-	$(BIN)/mypy models demos app.py
+	$(BIN)/mypy models demos deploy app.py
 
 clean:
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis tests/output
@@ -55,6 +55,7 @@ $(VENV)/.stamp-system: $(VENV)/.stamp-venv
 	@missing=""; \
 	command -v chromium >/dev/null || missing="$$missing chromium"; \
 	command -v ffmpeg >/dev/null || missing="$$missing ffmpeg"; \
+	command -v curl >/dev/null || missing="$$missing curl"; \
 	if [ -n "$$missing" ]; then \
 		if [ "$$(id -u)" = 0 ]; then sudo=""; elif sudo -n true 2>/dev/null; then sudo="sudo -n"; \
 		else echo "Please install first:$$missing (Debian: apt-get install$$missing)"; exit 1; fi; \

@@ -19,11 +19,15 @@ Span = tuple[int, int]  # ids low to high - 1
 
 @dataclass(frozen=True)
 class Rule:
-    """least, most: units in one run, multiples of the medium's layers. runs: how many a reply may have."""
+    """least, most: units in one run, multiples of the medium's layers. runs: how many a reply may have.
+
+    codes: how many of a layer's codes there are, from 0 on, where the vocabulary has room for more.
+    """
 
     least: int
     most: int
     runs: int
+    codes: int | None = None
 
 
 # Pictures have 32 codes; speech is capped at 30 s and music at 5 s (specification 2.4, 4); dialogues of the training
@@ -175,7 +179,9 @@ class Grammar:
             return self._text | {self.vocabulary.media[medium].start for medium in key[1]}
         medium, layer, end = key
         units = self.vocabulary.media[medium]
-        return set(() if layer is None else units.layer(layer)) | ({units.end} if end else set())
+        return set(() if layer is None else units.layer(layer)[: self.rules[medium].codes]) | (
+            {units.end} if end else set()
+        )
 
 
 def _spans(ids: Iterable[int]) -> tuple[Span, ...]:

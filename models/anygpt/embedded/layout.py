@@ -9,8 +9,9 @@ LAYOUT = Layout(image=Codes(512), speech=Codes(256), music=Codes(256, layers=2),
 IMAGE_CODES = 16  # 4 x 4, row by row
 MUSIC_FRAMES = 50  # 4 s at 12.5 frames a second
 SPEECH_CODES = 250  # a cap; about 12 a second, since repeated codes are merged
+PHONES = 56  # of the 256 speech codes only these are used; the trained vocabulary has room for more
 RULES: dict[Medium, Rule] = {
     "image": Rule(IMAGE_CODES, IMAGE_CODES, 2),
-    "speech": Rule(1, SPEECH_CODES, 2),
+    "speech": Rule(1, SPEECH_CODES, 2, codes=PHONES),
     "music": Rule(2 * MUSIC_FRAMES, 2 * MUSIC_FRAMES, 1),
 }

@@ -129,3 +129,10 @@ def test_without_rules_all_ids_may_follow_until_a_stop():
     assert free.allowed(state).spans == ((0, 50),)
     assert free.advance(state, 7).done
     assert free.advance(free.advance(state, 1), 1).done
+
+
+def test_codes_that_are_only_room_are_never_generated(vocabulary: Vocabulary) -> None:
+    units = vocabulary.units("speech")
+    grammar = Grammar(vocabulary, {"speech": Rule(1, 4, 1, codes=3)}, [], 20)
+    allowed = grammar.after([units.start])
+    assert [token in allowed for token in units.ids[:5]] == [True, True, True, False, False]
