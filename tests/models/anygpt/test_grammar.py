@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from models.anygpt.grammar import OFFICIAL_RULES, Free, Grammar, Rule
 from models.anygpt.streams import split, unflatten
-from models.anygpt.vocabulary import extend, stop_ids
+from models.anygpt.vocabulary import Vocabulary, extend, stop_ids
 from models.errors import BadInput
 from tests.models.anygpt.tiny import SMALL, llama_tokenizer
 
