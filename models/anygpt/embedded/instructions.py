@@ -23,7 +23,7 @@ import numpy as np
 from models.anygpt import templates
 from models.anygpt.embedded import language
 from models.anygpt.embedded.language import COLOURS, FAMILIES, MOODS, OBJECTS, TEMPI, Decks, a, plain, written
-from models.anygpt.embedded.library import Codes, Library, Sound
+from models.anygpt.embedded.library import Codes, Library, Sound, slips
 from models.anygpt.streams import Part, flatten
 from models.anygpt.templates import DEFAULT_TEMPLATE, TEMPLATES, Piece
 from models.anygpt.vocabulary import Medium, Vocabulary
@@ -236,16 +236,16 @@ class Author:
             (tuple(templates.base_prompt(source, target, given)), tuple(templates.base_target([wanted]))),
         ]
 
-    def document(self, pairs: int = 60) -> list[tuple[Piece, Part]]:
+    def document(self, text_first: bool, pairs: int = 60) -> list[tuple[Piece, Part]]:
         """Words and what they are in one medium, by turns, as interleaved pages have them: (text, part).
 
         Words of speech are in any order, so that they have to be listened to and read: what people say in this small
         world is easily guessed.
         """
-        if self.random.random() < 0.35 and self.library.pictures:
+        if self.random.random() < 0.25 and self.library.pictures:
             things = [self._thing() for _ in range(pairs)]
             return [(" " + _named("", thing), self._image(*thing)) for thing in things]
-        return [self._spelled_words() for _ in range(pairs)]
+        return [self._spelled_words(heard=not text_first) for _ in range(pairs)]
 
     # Pieces of them.
 
@@ -324,11 +324,12 @@ class Author:
     def _thing(self) -> tuple[str, str]:
         return self.random.choice(self.library.things)
 
-    def _spelled_words(self) -> tuple[Piece, Part]:
+    def _spelled_words(self, heard: bool) -> tuple[Piece, Part]:
         lexicon = self.library.lexicon
         count = self.random.choices((1, 2, 3, 4, 5, 6), (8, 4, 3, 2, 1, 1))[0]
         words = [self.decks.draw(tuple(lexicon)) for _ in range(count)]
         codes = [code for word in words for code in self.random.choice(lexicon[word])]
+        codes = slips(self.random, codes) if heard else codes
         text = " ".join(words)
         shown = text if self.random.random() < 0.75 else written(text)
         return " " + shown, self._part("speech", np.array([codes]))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import random
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cache, cached_property
 from pathlib import Path
@@ -18,7 +18,7 @@ from models.errors import WeightsNotFound
 
 FAMILY_WORDS = {"strings": "violin"}  # the music recipe's name of a family, and the word people say
 HELD_OUT_VOICE = "flite-slt"
-SLIPS = 0.04  # of the codes of a made-up utterance are heard wrongly
+SLIPS = 0.06  # of the codes of a made-up utterance are heard wrongly
 
 Thing = tuple[str, str]  # (thing, colour); the colour may be ""
 Sound = tuple[str, str, str]  # family, tempo, mood
@@ -83,8 +83,7 @@ class Library:
         text = plain(text)
         if text in self.heard:
             return rng.choice(self.heard[text])
-        spelled = self._spelled(text)
-        return np.array([[rng.choice(spelled) if rng.random() < SLIPS else code for code in spelled]])
+        return np.array([slips(rng, self._spelled(text))])
 
     def can_say(self, text: str) -> bool:
         return self.spell is not None or plain(text) in self.said
@@ -139,6 +138,12 @@ def read(folder: Path, split: Split, spell: Spell | None = None) -> Library:
 def _rows(file: Path, split: Split) -> Iterator[dict[str, Any]]:
     lines: Iterable[str] = file.read_text(encoding="utf-8").splitlines() if file.exists() else ()
     return (row for row in map(json.loads, lines) if row["split"] == split)
+
+
+def slips(rng: random.Random, codes: Sequence[int]) -> list[int]:
+    """Codes as an ear makes mistakes: some are taken for another, some are not heard; at least one is left."""
+    heard = [rng.choice(codes) if rng.random() < SLIPS else code for code in codes]
+    return [code for code in heard if rng.random() >= SLIPS / 2] or heard
 
 
 def speller() -> Spell:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from models.anygpt.embedded.layout import LAYOUT
 from models.anygpt.embedded.network import Network, change
+from models.anygpt.embedded.speech_ear import ALPHABET
 from models.anygpt.vocabulary import Vocabulary, Words, extend
 from models.errors import WeightsCorrupt
 from models.longrope import gguf, tokenizer
@@ -29,6 +30,12 @@ FILE = "lm.safetensors"
 RANK = 32
 SEED = 6
 OWN = 0.15  # of a new row's variance; the rest it shares with the other codes of its medium, at first
+# How phones are spelled that are no letters (`speech_ear.ALPHABET`).
+LETTERS = {
+    "_": ",", "j": "y", "ɡ": "g", "ŋ": "ng", "ɹ": "r", "ʃ": "sh", "ʒ": "zh", "ð": "th", "θ": "th", "ʤ": "j", "ʧ": "ch",
+    "ə": "a", "A": "ay", "I": "eye", "O": "o", "W": "ow", "Y": "oy", "i": "ee", "u": "oo", "æ": "a", "ɑ": "ah",
+    "ɔ": "aw", "ɛ": "e", "ɜ": "er", "ɪ": "i", "ʊ": "u", "ʌ": "uh",
+}  # fmt: skip
 EMBEDDING = "model.embed_tokens.weight"
 # Which rows of which of transformers' matrices the adapters' four are, in order.
 MATRICES = {
@@ -53,6 +60,7 @@ def begin(dtype: torch.dtype = torch.bfloat16, rank: int = RANK, seed: int = SEE
     """The network before training: SmolLM2, adapters that change nothing, and new rows."""
     config, tensors = gguf.read_llama(_package())
     rows = first_rows(tensors[EMBEDDING], words().vocabulary, seed)
+    _as_letters(rows, tensors[EMBEDDING], seed)
     return Network(config, prepare(config, tensors, dtype), rows, rank, seed)
 
 
@@ -68,6 +76,17 @@ def first_rows(embedding: Tensor, vocabulary: Vocabulary, seed: int) -> Tensor:
         mine = torch.tensor(units.ids) - before
         noise[mine] = OWN**0.5 * noise[mine] + (1 - OWN) ** 0.5 * torch.randn(width, generator=generator)
     return embedding.mean(0) + embedding.std(0) * noise
+
+
+def _as_letters(rows: Tensor, embedding: Tensor, seed: int) -> None:
+    """Codes of speech begin as the letters that they sound like, so that words are spelled from the first step on."""
+    speech = words().vocabulary.units("speech")
+    generator = torch.Generator().manual_seed(seed)
+    for unit, phone in enumerate(ALPHABET):
+        letters = LETTERS.get(phone.strip("ˈ"), phone.strip("ˈ"))
+        ids = words().encode(" " + letters)
+        noise = torch.randn(embedding.shape[1], generator=generator) * embedding.std(0)
+        rows[speech.ids[unit] - len(embedding)] = embedding[ids].mean(0) + OWN**0.5 * noise
 
 
 def write(network: Network, path: Path) -> None:

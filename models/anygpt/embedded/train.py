@@ -70,8 +70,8 @@ class Recipe:
     warm_up: int = 40
     decay: float = 0.0
     clip: float = 1.0
-    cooling: float = 0.85
-    documents: float = 0.4
+    cooling: float = 0.92
+    documents: float = 0.35
     talks: float = 0.4
     talks_from: float = 0.2
     chat: float = 0.05
@@ -107,7 +107,8 @@ class Curriculum:
             return Lesson(ids, (False, *(True,) * (len(ids) - 1)))
         form -= self.recipe.text
         if 0 <= form < self.recipe.documents and self.library.lexicon:
-            return lessons.document(author.document(), self.words, rng.random() < 0.6, length)
+            text_first = rng.random() < 0.4
+            return lessons.document(author.document(text_first), self.words, text_first, length)
         if form > 1 - self.recipe.text - self.recipe.base and len(author.ready[0]) == len(TASKS):
             pairs = (lessons.pair(*pair, self.words) for _ in range(100) for pair in author.base())
             return next(lessons.pack(islice(pairs, lessons.WAITING), lessons.EMPTY, length))
