@@ -59,8 +59,8 @@ PRESETS: dict[str, Preset] = {
     },
     "embedded": {
         "text": GREEDY,
-        "image": Sampler(temperature=0.8, top_p=0.9),
-        "speech": Sampler(temperature=0.6, top_p=0.8),
+        "image": Sampler(temperature=0.5, top_p=0.9),
+        "speech": GREEDY,
         "music": Sampler(temperature=0.9, top_p=0.95),
         "audio": Sampler(temperature=0.9, top_p=0.95),
     },
