@@ -49,7 +49,7 @@ def test_it_serves_without_the_test_tools(start_server, tmp_path):
         assert caller.call("longrope_length", 10)[0] == "complete"
         picture = caller.upload("bus.png", (ROOT / "assets" / "yolov9" / "cards" / "bus.png").read_bytes())
         image = {"path": picture, "meta": {"_type": "gradio.FileData"}}
-        event, told = caller.call("yolov9_image", image, "t", 0.25, 0.45, 64, None, False, 100, False, True)
+        event, told = caller.call("yolov9_image", image, "t", 0.25, 0.45, 128, None, False, 100, False, True)
         assert event == "complete", told
 
 
