@@ -16,15 +16,14 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 # What a Space does not have: everything in the other requirements files, and modules that only tests bring.
 WITHOUT_TEST_TOOLS = """
 import sys
+from importlib.machinery import PathFinder
 
-class Missing:
-    names = {names!r}
+found = PathFinder.find_spec
 
-    def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] in self.names:
-            raise ModuleNotFoundError(f"{{name}} is not installed on Spaces", name=name)
+def find_spec(name, path=None, target=None):
+    return None if name.partition(".")[0] in {names!r} else found(name, path, target)
 
-sys.meta_path.insert(0, Missing())
+PathFinder.find_spec = find_spec
 sys.path.insert(0, {root!r})
 import os
 os.environ |= {variables!r}
