@@ -92,7 +92,7 @@ _SHARED = """
   border-bottom: 1px solid var(--border-color-primary) !important; }
 .lp-evidence tbody th { font-weight: 400; }
 .lp-evidence td.lp-here { font-weight: 600; }
-:focus-visible { outline: 3px solid var(--color-accent); outline-offset: 2px; }
+:focus-visible { outline: 3px solid var(--color-accent) !important; outline-offset: 2px; }
 @media (prefers-reduced-motion: reduce) {
   * { animation-duration: .01ms !important; transition: none !important; }
 }
