@@ -30,6 +30,7 @@ from models.anygpt.embedded.library import FAMILY_WORDS, HELD_OUT_VOICE
 from models.anygpt.embedded.speech_judge import Listener, distance, normalised
 from models.anygpt.pipeline import AnyGPT, Settings
 from models.anygpt.streams import Part
+from models.images import read_image
 from models.longrope.retrieval import wilson
 from models.records import record
 from models.runtime import choose_device
@@ -87,7 +88,7 @@ def caption(model: AnyGPT) -> dict[str, Any]:
     rng = random.Random(0)
     rows = []
     for index in rng.sample(range(len(drawings.labels)), min(COUNT, len(drawings.labels))):
-        picture = on_white(drawings.pictures[index])
+        picture = read_image(drawings.pictures[index])
         said = only(model, [Part("image", picture)], "Image-to-Text Caption", "text")
         rows.append({"said": said, "thing": str(drawings.labels[index]), "colour": str(drawings.colours[index])})
     named = [row["thing"] in language.plain(row["said"]).split() for row in rows]
@@ -252,14 +253,6 @@ def whisper(sound: Audio) -> str:
     return " ".join(listener().words(sound))
 
 
-def on_white(drawing: np.ndarray) -> Image.Image:
-    """An RGBA drawing (H, W, 4) as a picture."""
-    picture = Image.fromarray(drawing)
-    white = Image.new("RGBA", picture.size, "white")
-    white.alpha_composite(picture)
-    return white.convert("RGB")
-
-
 def judged(picture: Image.Image, things: Sequence[str]) -> str:
     """Which of some things a picture shows: the nearest mean of EfficientNet's features of original drawings."""
     means = _means()
@@ -279,7 +272,7 @@ def _means() -> dict[str, torch.Tensor]:
     from models.anygpt.embedded.image_data import Drawings
 
     drawings = Drawings.load(RUNS / "image" / "domain.npz")
-    found = _features([on_white(drawing) for drawing in drawings.pictures])
+    found = _features([read_image(drawing) for drawing in drawings.pictures])
     labels = np.array(drawings.labels)
     return {
         thing: torch.nn.functional.normalize(found[torch.from_numpy(labels == thing)].mean(0), dim=0)

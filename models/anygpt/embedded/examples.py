@@ -11,8 +11,9 @@ from pathlib import Path
 
 from models.anygpt.audio import Audio, wav
 from models.anygpt.embedded import speech_data
-from models.anygpt.embedded.evaluate import RUNS, on_white
+from models.anygpt.embedded.evaluate import RUNS
 from models.anygpt.embedded.image_data import Drawings
+from models.images import read_image
 from models.weights import ASSETS
 
 RATE = 16_000
@@ -25,7 +26,7 @@ def write(folder: Path) -> None:
     """picture.png, and one sentence as a WAV file named by its words."""
     drawings = Drawings.load(RUNS / "image" / "held_out.npz")
     first = next(i for i, label in enumerate(drawings.labels) if label == THING)
-    on_white(drawings.pictures[first]).resize((256, 256)).save(folder / "picture.png", optimize=True)
+    read_image(drawings.pictures[first]).resize((256, 256)).save(folder / "picture.png", optimize=True)
     said = Audio(speech_data.flite(SPOKEN, VOICE), RATE)
     (folder / f"{SPOKEN.replace(' ', '_')}.wav").write_bytes(wav(said))
 

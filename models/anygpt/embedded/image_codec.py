@@ -16,11 +16,13 @@ from PIL import Image, ImageChops
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from models.anygpt import checkpoint
 from models.anygpt.embedded.layout import IMAGE_CODES, LAYOUT
 from models.errors import BadInput
 from models.images import read_image
 from models.weights import read_safetensors
 
+FILE = "image.safetensors"
 READ_SIDE, DRAWN_SIDE = 64, 128
 WIDTH = 256  # channels at 4 x 4
 CODE_WIDTH = 16  # few, so that all codes are used (ViT-VQGAN, section 3.2)
@@ -67,11 +69,9 @@ class ImageCodec(nn.Module):
 
 def load(folder: Path) -> ImageCodec:
     """The codec of `folder/image.safetensors`, float32. Raises `WeightsNotFound` and `WeightsCorrupt`."""
-    codec = ImageCodec()
-    codec.load_state_dict(
-        {name: tensor.float() for name, tensor in read_safetensors(folder / "image.safetensors").items()}
-    )
-    return codec.eval().requires_grad_(False)
+    state = {name: tensor.float() for name, tensor in read_safetensors(folder / FILE).items()}
+    codec, _ = checkpoint.load(ImageCodec, state, FILE)
+    return codec
 
 
 def framed(picture: Image.Image, side: int) -> Image.Image:
