@@ -11,7 +11,7 @@ import signal
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from demos.registry import DEMOS, AppOptions, Demo, Language, Tier
 from deploy import spaces
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
 
 MAX_UPLOAD = "200mb"
+Choice = TypeVar("Choice", bound=str)
 
 
 def main() -> None:
@@ -270,19 +271,18 @@ def _auth(text: str) -> tuple[str, str] | None:
 
 
 def _tier(text: str) -> Tier:
-    if text == "embedded":
-        return "embedded"
-    if text == "official":
-        return "official"
-    _refuse(f"{text!r} is not a tier; choose embedded or official")
+    return _one_of(text, "a tier", "embedded", "official")
 
 
 def _language(text: str) -> Language:
-    if text == "en":
-        return "en"
-    if text == "ja":
-        return "ja"
-    _refuse(f"{text!r} is not a language of the page; choose en or ja")
+    return _one_of(text, "a language of the page", "en", "ja")
+
+
+def _one_of(text: str, what: str, *known: Choice) -> Choice:
+    for choice in known:
+        if text == choice:
+            return choice
+    _refuse(f"{text!r} is not {what}; choose {' or '.join(known)}")
 
 
 def _folder(text: str) -> str | None:

@@ -15,6 +15,7 @@ from typing import Any
 
 import gradio as gr
 
+from demos import parts
 from demos.parts import EvidenceRow, evidence_html
 
 EVALUATE = "python -m models.anygpt.embedded.evaluate"
@@ -119,13 +120,12 @@ def explanation(assets: Path) -> None:
         "**A conversation is kept as ids.** What was read or written once is never encoded again; the oldest turns are "
         "left out when the model's window is full, and the page says so."
     )
-    drawing = assets / "how_it_works.png"
-    if drawing.exists():
-        gr.Image(
-            str(drawing), show_label=False, interactive=False, buttons=["fullscreen"],
-            alt_text="Encoders turn a picture, speech and music into codes; they stand in one stream of tokens with "
-            "the words; decoders turn codes back. Below, the vocabulary with the number of tokens of each medium",
-        )  # fmt: skip
+    parts.drawing(
+        assets / "how_it_works.png",
+        "Encoders turn a picture, speech and music into codes; they stand in one stream of tokens with "
+        "the words; decoders turn codes back. Below, the vocabulary with the number of tokens of each medium",
+        buttons=["fullscreen"],
+    )
 
 
 def _target(name: str, task: Task, data: Recorded | None) -> EvidenceRow:

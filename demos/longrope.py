@@ -430,6 +430,4 @@ def _explanation() -> None:
         "**Here** SmolLM2, trained for 8 192 tokens, is stretched without fine-tuning. The picture is drawn from the "
         "factors this tab uses."
     )
-    drawing = ASSETS / "how_it_works.png"
-    if drawing.exists():
-        gr.Image(str(drawing), show_label=False, interactive=False, alt_text="Factors of each method over rotary pairs")
+    parts.drawing(ASSETS / "how_it_works.png", "Factors of each method over rotary pairs")

@@ -28,6 +28,7 @@ __all__ = [
     "bar",
     "camera",
     "cancel_by",
+    "drawing",
     "evidence_html",
     "evidence_table",
     "image_file",
@@ -202,6 +203,12 @@ def bar(text: str, done: int, total: int) -> str:
         f'<p><progress max="{total}" value="{done}" style="accent-color: var(--color-accent)"></progress> '
         f"{escape(text)}</p>"
     )
+
+
+def drawing(path: Path, alt: str, **options: Any) -> None:
+    """The picture of how a paper works, where one was made. options: of `gr.Image`."""
+    if path.exists():
+        gr.Image(str(path), show_label=False, interactive=False, alt_text=alt, **options)
 
 
 def private_folder() -> Path:

@@ -230,6 +230,4 @@ def _explanation() -> None:
         "**Here** everything is trained by this project in small; no weights of the paper were published. The picture "
         "is drawn from the shapes of the networks this tab uses."
     )
-    drawing = ASSETS / "how_it_works.png"
-    if drawing.exists():
-        gr.Image(str(drawing), show_label=False, interactive=False, alt_text="From checkpoints to latents and back")
+    parts.drawing(ASSETS / "how_it_works.png", "From checkpoints to latents and back")

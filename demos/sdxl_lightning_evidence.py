@@ -14,6 +14,7 @@ from typing import Any
 
 import gradio as gr
 
+from demos import parts
 from demos.parts import EvidenceRow, evidence_table
 
 # Table 2: COCO validation, first 10 000 prompts; patches are 299 px centre crops. Method, steps, FID, patch FID, CLIP.
@@ -98,13 +99,12 @@ def explanation(assets: Path) -> None:
         "and its students on recoloured and combined emoji, with the words of a small text encoder. The official tier "
         "runs the published networks through the same code."
     )
-    drawing = assets / "how_it_works.png"
-    if drawing.exists():
-        gr.Image(
-            str(drawing), show_label=False, interactive=False, buttons=["fullscreen"],
-            alt_text="Words and noise become latents in the network and a picture in the decoder; below, each "
-            "student's jumps over the noise levels",
-        )  # fmt: skip
+    parts.drawing(
+        assets / "how_it_works.png",
+        "Words and noise become latents in the network and a picture in the decoder; below, each "
+        "student's jumps over the noise levels",
+        buttons=["fullscreen"],
+    )
 
 
 def _record(path: Path) -> None:

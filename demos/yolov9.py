@@ -438,9 +438,7 @@ def _explanation() -> None:
         "**GELAN** is ELAN with any block inside: here CSP with re-parameterised convolutions, which fuse into "
         "single ones for inference. The numbers in the drawing are read from the network that runs here."
     )
-    drawing = ASSETS / "how_it_works.png"
-    if drawing.exists():
-        gr.Image(str(drawing), show_label=False, interactive=False, alt_text="YOLOv9-T: main branch and PGI branch")
+    parts.drawing(ASSETS / "how_it_works.png", "YOLOv9-T: main branch and PGI branch")
     cards = ASSETS / "flash_cards.pdf"
     if cards.exists():
         gr.Markdown("Print these cards, or show them on a phone, and hold them before the camera:")
