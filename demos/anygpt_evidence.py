@@ -132,9 +132,8 @@ def _target(name: str, task: Task, data: Recorded | None) -> EvidenceRow:
     if data is None:
         return EvidenceRow(task.title, task.paper, None, f"Not measured yet: {EVALUATE} {name} records it.")
     result = data["result"]
-    low_high = f", 95 % interval {result['interval, %'][0]:g} to {result['interval, %'][1]:g}" * (
-        "interval, %" in result
-    )
+    low, high = result.get("interval, %", (None, None))
+    low_high = f", 95 % interval {low:g} to {high:g}" if low is not None else ""
     count = f" ({result['right']} of {result['of']})" if "of" in result else ""
     verdict = "met" if met(task, result) else "missed"
     here = f"{result[task.key]:g} %{count}"

@@ -153,6 +153,7 @@ class TestZeroGpu:
         assert kinds["generate_pictures"] == spaces.SECONDS["sdxl_lightning"]
         assert set(states.values()) == {"ready"}, states
 
-    def test_elsewhere_the_module_is_not_even_imported(self, tmp_path):
+    def test_elsewhere_nothing_is_asked_of_the_module(self, tmp_path):
         asked, states = built(tmp_path)
-        assert asked is None and set(states.values()) == {"not loaded"}
+        assert not asked  # Gradio imports it wherever it is installed; that alone is no request
+        assert set(states.values()) == {"not loaded"}

@@ -37,7 +37,7 @@ def kill_when(command: list[str], ready) -> None:
     """Starts it, and kills it -9 as soon as `ready()`; it must not have ended by itself."""
     process = subprocess.Popen(
         command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        env=ONE_THREAD,
     )  # fmt: skip
     deadline = time.monotonic() + PATIENCE
     while not ready():
@@ -78,7 +78,7 @@ def test_the_training_of_a_zoo(tmp_path):
     for stage in ("autoencoder", "diffusion"):
         kill_when(command("killed"), (work / f"{stage}.pt").exists)
     for name in ("killed", "unbroken"):
-        subprocess.run(command(name), cwd=ROOT, check=True, capture_output=True)
+        subprocess.run(command(name), cwd=ROOT, env=ONE_THREAD, check=True, capture_output=True)
     import torch
 
     from models.weights import read_safetensors

@@ -7,6 +7,8 @@
     python -m models.anygpt.embedded.image_train decoder --minutes 10  # from the frozen codes to 128 x 128 pixels
     python -m models.anygpt.embedded.image_train ship               # assets/anygpt/image.safetensors
 
+`lines` takes the shipped codec where nothing was trained: all that the language model's recipe needs is `data` and it.
+
 What SEED gets from its contrastive term, codes that carry meaning (AnyGPT, section 3.1), comes from heads: the
 quantised vectors together and, weaker, each alone must tell the thing, and together its colour. Another head keeps
 apart the vendors' drawings of one thing, so that the codes keep more than its name.
@@ -40,6 +42,7 @@ from models.anygpt.embedded.image_codec import (
     ImageCodec,
     Residual,
     convolution,
+    load,
     mixer,
     nearest,
 )  # fmt: skip
@@ -411,7 +414,7 @@ def main() -> None:
         corpus().save(RUNS / "corpus.npz")
     elif args.what == "lines":
         with LINES.open("w") as file:
-            file.writelines(json.dumps(line) + "\n" for line in lines(Run().codec))
+            file.writelines(json.dumps(line) + "\n" for line in lines(Run().codec if STATE.exists() else load(ASSETS)))
     elif args.what == "ship":
         print(shipped(Run()))
     else:

@@ -2,7 +2,8 @@
 
 data: tunes, arrangements, sounds (`music_data`). train: everything, end to end. refine: decoder and synthesiser only,
 so that codes already written stay what they are; a few codes are replaced at random, since a language model errs too.
-codes: runs/anygpt/music.jsonl, what the language model learns from. judge: evidence (`music_judge`).
+codes: runs/anygpt/music.jsonl, what the language model learns from (where nothing was trained, the shipped codec's).
+judge: evidence (`music_judge`).
 `train` and `refine` go on from where they were stopped; everything is in runs/anygpt/music.
 """
 
@@ -421,7 +422,8 @@ def main() -> None:
         case "train":
             train(arguments.minutes, Recipe())
         case "codes":
-            ship("train")
+            if (FOLDER / "train.pt").exists():
+                ship("train")
             codec = load(ASSETS)
             lines = [json.dumps(row) + "\n" for split in music_data.PER_CELL for row in rows(split, codec)]
             (FOLDER.parent / "music.jsonl").write_text("".join(lines))

@@ -31,7 +31,7 @@ from torch import Tensor
 
 from models.anygpt.audio import Audio
 from models.anygpt.embedded import shipping, speech_align, speech_data, speech_judge, speech_whisper
-from models.anygpt.embedded.speech_codec import SpeechCodec
+from models.anygpt.embedded.speech_codec import SpeechCodec, load
 from models.anygpt.embedded.speech_data import HELD_OUT_VOICE, OWN_VOICE, Store, Utterance
 from models.anygpt.embedded.speech_ear import ALPHABET, RATE, SILENCE, Ear, features, log_mel, merged
 from models.anygpt.embedded.speech_ear import HOP as EAR_HOP
@@ -71,7 +71,9 @@ def new_ear() -> Ear:
 
 
 def trained_ear(out: Path) -> Ear:
-    """What `train_tokens` has made so far."""
+    """What `train_tokens` has made so far; where it has made nothing, the shipped one."""
+    if not (out / EAR).exists():
+        return load(ASSETS / "anygpt").ear.eval().requires_grad_(False)
     ear = new_ear()
     ear.adaptor.load_state_dict(torch.load(out / EAR, weights_only=True)["adaptor"])
     return ear.eval().requires_grad_(False)
