@@ -57,6 +57,7 @@ def npm(vendor: str, downloads: Path) -> Path:
     package = NPM_PACKAGES[vendor]
     folder = downloads / package.replace("/", "-").strip("@")
     if not folder.exists():
+        downloads.mkdir(parents=True, exist_ok=True)
         packed = subprocess.run(
             ["npm", "pack", "-s", package], cwd=downloads, check=True, capture_output=True, text=True
         )
