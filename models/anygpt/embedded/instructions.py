@@ -54,6 +54,7 @@ LOOKING = (
 LISTENING = ("what do you hear", "describe this music", "how does this music sound")
 TO_MUSIC = ("what music goes with this picture", "play music that goes with this picture", "what could this sound like")
 TO_PICTURE = ("draw a picture that goes with this music",)
+PIECES = 4  # of music in a document: more than a sequence holds
 _THING = re.compile(rf"\ban? (?:({'|'.join(COLOURS)}) )?({'|'.join(OBJECTS)})\b")
 
 
@@ -242,9 +243,14 @@ class Author:
         Words of speech are in any order, so that they have to be listened to and read: what people say in this small
         world is easily guessed.
         """
-        if self.random.random() < 0.25 and self.library.pictures:
+        kind = self.random.random()
+        if kind < 0.2 and self.library.pictures:
             things = [self._thing() for _ in range(pairs)]
             return [(" " + _named("", thing), self._image(*thing)) for thing in things]
+        if kind > 0.75 and self.library.composed:
+            played = [self.library.music(self.random, lambda _: True, heard=not text_first) for _ in range(PIECES)]
+            captions = [" " + self._wording(language.music_captions(*sound)) for sound, _ in played]
+            return [(text, self._part("music", codes)) for text, (_, codes) in zip(captions, played, strict=True)]
         return [self._spelled_words(heard=not text_first) for _ in range(pairs)]
 
     # Pieces of them.

@@ -40,19 +40,19 @@ class Network(nn.Module):
                 self.down[f"{i}_{part}"] = nn.Parameter(start)
                 self.up[f"{i}_{part}"] = nn.Parameter(torch.zeros(out, rank))
 
-    def forward(self, ids: Tensor) -> Tensor:
-        """ids (B, T) -> final hidden states (B, T, width), normalised."""
+    def forward(self, ids: Tensor, adapted: bool = True) -> Tensor:
+        """ids (B, T) -> final hidden states (B, T, width), normalised; not `adapted`: of the model as it was."""
         c, w = self.config, self.weights
         x = F.embedding(ids, torch.cat((w.embedding, self.rows.to(w.embedding.dtype))))
         cos, sin = rotation(c, ids.shape[1], x.dtype)
         unseen = torch.full((ids.shape[1],) * 2, -torch.inf, dtype=x.dtype).triu(1).repeat(c.group, 1)
         for i in range(c.layers):
-            x = self._layer(i, x, cos, sin, unseen)
+            x = self._layer(i, x, cos, sin, unseen, adapted)
         return F.rms_norm(x, (c.width,), w.norm, c.eps)
 
-    def _layer(self, i: int, x: Tensor, cos: Tensor, sin: Tensor, unseen: Tensor) -> Tensor:
+    def _layer(self, i: int, x: Tensor, cos: Tensor, sin: Tensor, unseen: Tensor, adapted: bool) -> Tensor:
         c, layer = self.config, self.weights.layers[i]
-        heads = self._linear(i, "qkv", F.rms_norm(x, (c.width,), layer.attention_norm, c.eps))
+        heads = self._linear(i, "qkv", adapted, F.rms_norm(x, (c.width,), layer.attention_norm, c.eps))
         heads = heads.unflatten(-1, (-1, c.head_dim)).transpose(1, 2)  # (B, heads + 2 KV heads, T, head_dim)
         turning, v = heads.split((c.heads + c.kv_heads, c.kv_heads), 1)
         a, b = turning.chunk(2, -1)
@@ -63,12 +63,14 @@ class Network(nn.Module):
         k, v = k.flatten(0, 1), v.flatten(0, 1)
         chances = torch.baddbmm(unseen, q, k.transpose(1, 2), alpha=c.head_dim**-0.5).softmax(-1)
         seen = (chances @ v).unflatten(1, (c.group, -1)).unflatten(0, (-1, c.kv_heads)).flatten(1, 2)
-        x = x + self._linear(i, "output", seen.transpose(1, 2).flatten(2))
-        gate, up = self._linear(i, "gate_up", F.rms_norm(x, (c.width,), layer.mlp_norm, c.eps)).chunk(2, -1)
-        return x + self._linear(i, "down", F.silu(gate) * up)
+        x = x + self._linear(i, "output", adapted, seen.transpose(1, 2).flatten(2))
+        gate, up = self._linear(i, "gate_up", adapted, F.rms_norm(x, (c.width,), layer.mlp_norm, c.eps)).chunk(2, -1)
+        return x + self._linear(i, "down", adapted, F.silu(gate) * up)
 
-    def _linear(self, i: int, part: str, x: Tensor) -> Tensor:
+    def _linear(self, i: int, part: str, adapted: bool, x: Tensor) -> Tensor:
         weight, key = getattr(self.weights.layers[i], part), f"{i}_{part}"
+        if not adapted:
+            return F.linear(x, weight)
         low = F.linear(x, self.down[key].to(x.dtype))
         return F.linear(x, weight) + F.linear(low, self.up[key].to(x.dtype))
 

