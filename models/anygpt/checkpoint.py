@@ -38,6 +38,17 @@ def load(
     """
     with torch.device("meta"):
         network = build()
+    return fill(network, state, name, unused, elsewhere)
+
+
+def fill(
+    network: M,
+    state: Mapping[str, Tensor],
+    name: str,
+    unused: Callable[[str], bool] = lambda key: False,
+    elsewhere: Callable[[str], bool] = lambda key: False,
+) -> tuple[M, list[str]]:
+    """As `load`, into a network that is there already: one whose own tables must not be on the meta device."""
     wanted = network.state_dict()
     missing = [key for key in wanted if key not in state]
     extra = [key for key in state if key not in wanted and not unused(key)]

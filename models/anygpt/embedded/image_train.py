@@ -123,7 +123,7 @@ class Run:
     """Codec, heads, samples and what they cost so far."""
 
     def __init__(self) -> None:
-        torch.manual_seed(int(time.time()))
+        torch.manual_seed(time.time_ns())  # going on does not repeat the batches
         things, emoji = Drawings.load(RUNS / "domain.npz"), Drawings.load(RUNS / "corpus.npz")
         names = tuple(sorted(set(emoji.labels)))
         self.things, self.corpus = Samples.of(things, OBJECTS), Samples.of(emoji, names)
@@ -146,11 +146,11 @@ class Run:
         """Repeats `step(progress) -> losses` for the minutes that the stage has left, and saves now and then."""
         parameters = [p for part in parts for p in part.parameters()]
         optimiser = torch.optim.AdamW(parameters, RATE, weight_decay=0.02)
-        began = saved = told = time.time()
+        began = saved = told = time.monotonic()
         before, steps = self.spent.get(stage, 0.0), 0
         means: dict[str, float] = {}
         self.codec.train()
-        while (progress := (before + (time.time() - began) / 60) / minutes) < 1:
+        while (progress := (before + (time.monotonic() - began) / 60) / minutes) < 1:
             warm = min(1.0, (steps + 1) / 50)
             optimiser.param_groups[0]["lr"] = RATE * warm * max(0.02, 0.5 * (1 + np.cos(np.pi * progress)))
             losses = step(progress)
@@ -161,15 +161,15 @@ class Run:
             steps += 1
             for name, loss in losses.items():
                 means[name] = 0.95 * means.get(name, loss.item()) + 0.05 * loss.item()
-            if time.time() - told > 20:
-                told, shown = time.time(), " ".join(f"{name} {value:.4f}" for name, value in means.items())
+            if time.monotonic() - told > 20:
+                told, shown = time.monotonic(), " ".join(f"{name} {value:.4f}" for name, value in means.items())
                 print(f"{stage} {100 * progress:.0f} % step {steps} {shown}", flush=True)
-            if time.time() - saved > 60:
-                self.spent[stage], saved = before + (time.time() - began) / 60, time.time()
+            if time.monotonic() - saved > 60:
+                self.spent[stage], saved = before + (time.monotonic() - began) / 60, time.monotonic()
                 self.save()
         self.spent[stage] = minutes
         self.save()
-        print(f"{stage}: {steps} steps in {(time.time() - began) / 60:.1f} minutes of one core", flush=True)
+        print(f"{stage}: {steps} steps in {(time.monotonic() - began) / 60:.1f} minutes of one core", flush=True)
 
 
 def names(run: Run, minutes: float) -> None:

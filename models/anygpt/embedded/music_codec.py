@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from models.anygpt import checkpoint
 from models.anygpt.audio import SHORTEST, SILENCE, Audio, Source, read_music
 from models.anygpt.embedded.layout import LAYOUT, MUSIC_FRAMES
 from models.errors import BadInput
@@ -29,6 +30,7 @@ from models.weights import read_safetensors
 assert LAYOUT.music is not None
 LAYERS, SIZE = LAYOUT.music.layers, LAYOUT.music.size
 
+FILE = "music.safetensors"
 RATE = 16_000
 HOP = 320  # samples between spectra: 20 ms
 STEPS = 4  # spectra a frame of codes
@@ -108,11 +110,9 @@ class MusicCodec(nn.Module):
 
 def load(folder: Path) -> MusicCodec:
     """The codec in `<folder>/music.safetensors`. Raises `WeightsNotFound`, `WeightsCorrupt`."""
-    codec = MusicCodec()
-    codec.load_state_dict(
-        {name: tensor.float() for name, tensor in read_safetensors(folder / "music.safetensors").items()}
-    )
-    return codec.eval()
+    state = {name: tensor.float() for name, tensor in read_safetensors(folder / FILE).items()}
+    codec, _ = checkpoint.fill(MusicCodec(), state, FILE)
+    return codec
 
 
 def read(source: Source) -> Audio:

@@ -10,7 +10,7 @@ from models.anygpt.audio import Audio
 from models.anygpt.embedded import language, music_codec, music_data
 from models.anygpt.embedded.layout import MUSIC_FRAMES, RULES
 from models.anygpt.embedded.music_codec import LOWEST, NOISES, PITCHES, RATE, SECONDS, SIZE, TIMBRES, Score, spectra
-from models.errors import BadInput, WeightsNotFound
+from models.errors import BadInput, WeightsCorrupt, WeightsNotFound
 from models.weights import ASSETS
 
 FOLDER = ASSETS / "anygpt"
@@ -163,3 +163,9 @@ def test_something_starts_on_every_beat_and_lively_is_louder_and_shorter() -> No
         loudness[mood] = np.mean([velocity for *_, velocity in notes])
         lengths[mood] = np.mean([length for _, length, *_ in notes])
     assert loudness["lively"] > loudness["calm"] and lengths["lively"] < lengths["calm"]
+
+
+def test_a_file_of_another_network_is_refused(tmp_path: Path) -> None:
+    (tmp_path / music_codec.FILE).write_bytes((FOLDER / "image.safetensors").read_bytes())
+    with pytest.raises(WeightsCorrupt, match="not the file that was expected"):
+        music_codec.load(tmp_path)
