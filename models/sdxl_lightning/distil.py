@@ -171,7 +171,7 @@ class Distiller:
             _set_rate(optimiser, rate_at(rate, step, run.steps, warm=20))
             way = self._leap()
             loss = following_loss(self.stage, self.schedule, self._estimate(way), way)
-            _descend(loss, optimiser)
+            descend(loss, optimiser)
             average.update(self.student)
             total += float(loss.detach())
             if (step + 1) % 25 == 0:
@@ -209,11 +209,11 @@ class Distiller:
             critic.requires_grad_(True)
             real, fake = logits(way.target), logits(landed.detach())
             critic_loss = discriminator_loss(real, fake)
-            _descend(critic_loss, critics)
+            descend(critic_loss, critics)
             critic.requires_grad_(False)
             adversarial = generator_loss(logits(landed))
             near = following_loss(self.stage, self.schedule, guess, way)
-            _descend(adversarial + anchor * near, optimiser)
+            descend(adversarial + anchor * near, optimiser)
             average.update(self.student)
             sums += torch.stack(
                 [critic_loss, adversarial, near, ((real > 0).sum() + (fake < 0).sum()) / (2 * len(real))]
@@ -262,11 +262,11 @@ def run_stage(name: str, base: nn.Module, empty: Tensor, folder: Path, rates: Ra
     distiller = Distiller(stage, teacher, student, base, folder)
     whole = name == "1"
     distiller.follow(rates.follow_whole if whole else rates.follow)
-    _save(student, folder / f"{name}-progressive.safetensors")
+    save_student(student, folder / f"{name}-progressive.safetensors")
     if stage.judged:
         for pairs in (True, False):
             distiller.judged(pairs, rates.judged_whole if whole else rates.judged, rates.judge, rates.anchor)
-    _save(student, folder / f"{name}.safetensors")
+    save_student(student, folder / f"{name}.safetensors")
 
 
 @dataclass(frozen=True)
@@ -281,7 +281,7 @@ class Rates:
     anchor: float = 0.5
 
 
-def _save(student: nn.Module, path: Path) -> None:
+def save_student(student: nn.Module, path: Path) -> None:
     if isinstance(student, LoraNetwork):
         student.save(path)
     else:
@@ -293,7 +293,7 @@ def _set_rate(optimiser: torch.optim.Optimizer, rate: float) -> None:
         group["lr"] = rate
 
 
-def _descend(loss: Tensor, optimiser: torch.optim.Optimizer) -> None:
+def descend(loss: Tensor, optimiser: torch.optim.Optimizer) -> None:
     optimiser.zero_grad()
     loss.backward()
     for group in optimiser.param_groups:

@@ -11,10 +11,11 @@ from __future__ import annotations
 
 import argparse
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -42,13 +43,17 @@ BATCH = 50
 
 @dataclass(frozen=True)
 class Model:
-    """One way to draw: a network, its steps, what it predicts, and guidance (1: none)."""
+    """One way to draw: a network, its steps, what it predicts, and guidance (1: none).
+
+    draws: latents from noise and words, for a network that is not sampled by Euler steps.
+    """
 
     name: str
     steps: int
     network: nn.Module
     prediction: str = "v_prediction"
     guidance: float = 1.0
+    draws: Callable[[Tensor, Tensor], Tensor] | None = None
 
     @property
     def passes(self) -> int:
@@ -91,7 +96,7 @@ def models(folder: Path) -> Iterator[Model]:
             yield Model("student, LoRA", steps, LoraNetwork(teacher).load(path).fused().eval())
     path = folder / "lightning_1step_unet_x0.safetensors"
     if path.exists():
-        yield _one_step("student, full", path)
+        yield one_step("student, full", path)
 
 
 def progressive(folder: Path, runs: Path) -> Iterator[Model]:
@@ -103,10 +108,10 @@ def progressive(folder: Path, runs: Path) -> Iterator[Model]:
             yield Model("progressive only, LoRA", steps, LoraNetwork(teacher).load(path).fused().eval())
     path = runs / "1-progressive.safetensors"
     if path.exists():
-        yield _one_step("progressive only, full", path)
+        yield one_step("progressive only, full", path)
 
 
-def _one_step(name: str, path: Path) -> Model:
+def one_step(name: str, path: Path) -> Model:
     network = build_unet().eval()
     network.load_state_dict(read_safetensors(path))
     return Model(name, 1, network, prediction="sample")
@@ -121,7 +126,11 @@ def drawn_by(model: Model, words: Words, vae: PatchAutoencoder, captions: list[s
     pictures = []
     for i in range(0, len(captions), BATCH):
         told = words(captions[i : i + BATCH])
-        z = sampled(model.network, model.prediction, model.steps, noise[i : i + BATCH], told, empty, model.guidance)
+        start = noise[i : i + BATCH]
+        if model.draws is not None:
+            z = model.draws(start, told)
+        else:
+            z = sampled(model.network, model.prediction, model.steps, start, told, empty, model.guidance)
         pictures.append(vae.decode(z, return_dict=False)[0].clamp(-1, 1))
     return torch.cat(pictures)
 
@@ -136,35 +145,62 @@ def held_out(count: int, seed: int = 0) -> list[Scene]:
     return list(found.values())
 
 
-def quality(folder: Path, count: int, runs: Path) -> dict[str, object]:
-    """All models on `count` held-out captions; printed as it goes."""
-    scenes, captions = Scenes(), held_out(count)
-    judge, words, vae = Judge(), Words(), PatchAutoencoder.from_pretrained(folder / "vae").float().eval()
-    truth = torch.cat(
-        [
-            to_tensor(np.stack([np.asarray(scenes.draw(scene)) for scene in captions[i : i + BATCH]]))
-            for i in range(0, count, BATCH)
-        ]
-    )
-    real_whole, real_patch = _features(judge, truth)
-    rng = np.random.default_rng(0)
-    others = torch.from_numpy(np.stack([_others(rng, i, count) for i in range(count)]))
+class Ruler:
+    """What pictures are measured against: held-out captions, their drawings' features, nine other captions for each.
 
-    def row(name: str, steps: int, guidance: float, passes: int, pictures: Tensor) -> Row:
-        whole, patch = _features(judge, pictures)
+    Args:
+        folder: with the autoencoder that turns latents into pictures.
+        count: of captions.
+    """
+
+    def __init__(self, folder: Path, count: int) -> None:
+        scenes, found = Scenes(), held_out(count)
+        self.captions = [scene.caption for scene in found]
+        self.judge, self.words = Judge(), Words()
+        vae: Any = PatchAutoencoder.from_pretrained(folder / "vae")
+        self.vae = vae.float().eval().to(memory_format=torch.channels_last)
+        self.truth = torch.cat(
+            [
+                to_tensor(np.stack([np.asarray(scenes.draw(scene)) for scene in found[i : i + BATCH]]))
+                for i in range(0, count, BATCH)
+            ]
+        )
+        self.real = self.features(self.truth)
+        rng = np.random.default_rng(0)
+        self.others = torch.from_numpy(np.stack([_others(rng, i, count) for i in range(count)]))
+
+    def features(self, pictures: Tensor) -> tuple[Tensor, Tensor]:
+        """Of whole pictures and of their centres, (N, 320) each."""
+        found = ((self.judge.whole(x), self.judge.patch(x)) for x in pictures.split(BATCH))
+        whole, patch = zip(*found, strict=True)
+        return torch.cat(whole), torch.cat(patch)
+
+    def of(self, model: Model) -> tuple[Tensor, Tensor]:
+        """Features of what a model draws for the captions."""
+        return self.features(drawn_by(model, self.words, self.vae, self.captions))
+
+    def row(self, model: Model, whole: Tensor, patch: Tensor) -> Row:
+        """The measures of features; printed."""
         found = Row(
-            name, steps, guidance, passes, frechet_distance(whole, real_whole), frechet_distance(patch, real_patch),
-            float(chosen(whole, real_whole, others).float().mean()),
+            model.name, model.steps, model.guidance, model.passes, frechet_distance(whole, self.real[0]),
+            frechet_distance(patch, self.real[1]), float(self.matched(whole).float().mean()),
         )  # fmt: skip
         print(found, flush=True)
         return found
 
+    def matched(self, whole: Tensor) -> Tensor:
+        """(N,) bool: whether the right caption was found."""
+        return chosen(whole, self.real[0], self.others)
+
+
+def quality(folder: Path, count: int, runs: Path) -> dict[str, object]:
+    """All models on `count` held-out captions; printed as it goes."""
+    ruler = Ruler(folder, count)
     with torch.inference_mode():
-        through = torch.cat([vae.forward(x).clamp(-1, 1) for x in truth.split(BATCH)])
-    rows = [row("drawings through the autoencoder", 0, 1.0, 0, through)]
-    for model in chain(models(folder), progressive(folder, runs)):
-        pictures = drawn_by(model, words, vae, [scene.caption for scene in captions])
-        rows.append(row(model.name, model.steps, model.guidance, model.passes, pictures))
+        through = torch.cat([ruler.vae.forward(x).clamp(-1, 1) for x in ruler.truth.split(BATCH)])
+    drawings = Model("drawings through the autoencoder", 0, torch.nn.Identity())
+    rows = [ruler.row(drawings, *ruler.features(through))]
+    rows += [ruler.row(model, *ruler.of(model)) for model in chain(models(folder), progressive(folder, runs))]
     return {"captions": count, "offered": OFFERED, "chance": 1 / OFFERED, "rows": [asdict(r) for r in rows]}
 
 
@@ -187,11 +223,6 @@ def grid(folder: Path, side: int = 96, label: int = 210, top: int = 24) -> Image
             strip = tiled(pictures[part * half : (part + 1) * half], 1)
             sheet.paste(strip.resize((side, half * side), Image.Resampling.LANCZOS), (part * width + left, top))
     return sheet
-
-
-def _features(judge: Judge, pictures: Tensor) -> tuple[Tensor, Tensor]:
-    whole, patch = zip(*((judge.whole(x), judge.patch(x)) for x in pictures.split(BATCH)), strict=True)
-    return torch.cat(whole), torch.cat(patch)
 
 
 def _others(rng: np.random.Generator, i: int, count: int) -> np.ndarray:

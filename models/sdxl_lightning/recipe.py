@@ -18,6 +18,8 @@ RUNS = Path("runs/sdxl_lightning")
 class Run:
     """A resumable run in `folder`: `last.pt` holds every state and the step, `log.jsonl` what was reported.
 
+    Its cost is known twice: `seconds` by the clock, and `cpu`, seconds of processor time, whatever else was running.
+
     Args:
         folder: made if need be.
         parts: modules, optimisers, averages: anything with `state_dict` and `load_state_dict`.
@@ -28,13 +30,14 @@ class Run:
     def __init__(self, folder: Path, parts: Mapping[str, Any], steps: int, save_every: float = 120.0) -> None:
         self.folder, self.parts, self.steps, self.save_every = folder, parts, steps, save_every
         folder.mkdir(parents=True, exist_ok=True)
-        self.step, self.seconds = 0, 0.0
-        self._started = self._saved = time.monotonic()
+        self.step, self.seconds, self.cpu = 0, 0.0, 0.0
+        self._started, self._worked = time.monotonic(), time.process_time()
+        self._saved = self._started
         if (folder / "last.pt").exists():
             state = torch.load(folder / "last.pt", weights_only=True)
             for name, part in parts.items():
                 part.load_state_dict(state[name])
-            self.step, self.seconds = state["step"], state["seconds"]
+            self.step, self.seconds, self.cpu = state["step"], state["seconds"], state.get("cpu", 0.0)
             print(f"{folder.name}: goes on at step {self.step} of {steps}", flush=True)
 
     def remaining(self) -> Iterator[int]:
@@ -43,7 +46,8 @@ class Run:
         A step's random numbers depend on the step only (`torch.manual_seed` with it), so that an interrupted run
         goes on as if it had not been interrupted.
         """
-        self._started = self._saved = time.monotonic()
+        self._started, self._worked = time.monotonic(), time.process_time()
+        self._saved = self._started
         while self.step < self.steps:
             torch.manual_seed(self.step)
             yield self.step
@@ -59,10 +63,11 @@ class Run:
 
     def save(self) -> None:
         """Writes `last.pt` whole or not at all."""
-        now = time.monotonic()
+        now, worked = time.monotonic(), time.process_time()
+        self.cpu, self._worked = self.cpu + worked - self._worked, worked
         self.seconds, self._started, self._saved = self.seconds + now - self._started, now, now
         state = {name: part.state_dict() for name, part in self.parts.items()}
-        torch.save(state | {"step": self.step, "seconds": self.seconds}, self.folder / "last.tmp")
+        torch.save(state | {"step": self.step, "seconds": self.seconds, "cpu": self.cpu}, self.folder / "last.tmp")
         os.replace(self.folder / "last.tmp", self.folder / "last.pt")
 
     def log(self, **figures: float) -> None:
