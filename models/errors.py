@@ -68,6 +68,18 @@ class LoadFailed(UserError):
     title = "Loading failed"
 
 
+class RayUnavailable(UserError):
+    """Ray is not installed, cannot be reached, or has no machine that is large enough."""
+
+    title = "Ray not available"
+
+
+class ServerUnavailable(UserError):
+    """A language model's server is away, refuses, or answers with something else than it should."""
+
+    title = "Model server not available"
+
+
 class Cancelled(UserError):
     """The user stopped the work."""
 
