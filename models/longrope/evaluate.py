@@ -12,6 +12,7 @@ in `assets/longrope/evidence/` is rewritten after each. Scored seeds are far fro
 from __future__ import annotations
 
 import argparse
+import functools
 import itertools
 import json
 import math
@@ -29,12 +30,13 @@ from models.errors import BadInput
 from models.longrope.engine import Mode, Reading
 from models.longrope.evolution import default_seeds, demo
 from models.longrope.evolution import search as evolve
-from models.longrope.fitness import NeedleFitness
+from models.longrope.fitness import NeedleFitness, Needles
 from models.longrope.pipeline import Model
 from models.longrope.retrieval import make_prompt, run, wilson
 from models.longrope.rope import METHODS, RopeScaling
 from models.longrope.tables import SEARCHED, read_csv, write_csv
 from models.records import provenance, record
+from models.tasks import ADVICE, workers
 
 EVIDENCE = Path("assets/longrope/evidence")
 SCORED_SEED = 5_000_000
@@ -163,10 +165,14 @@ def search(model: Model, args: argparse.Namespace) -> None:
         seeds = default_seeds(c.rotary_dim, c.base, c.window, scale)
         log = args.runs / f"search-{length}-{args.seed}.jsonl"
         started, events = time.perf_counter(), []
-        for event in evolve(fitness, settings, seeds, log):
-            events.append(event)
-            if event.evaluated % 20 == 0:
-                print(f"{length}: {event.evaluated}/{event.total} best {event.best.fitness:.3f}", flush=True)
+        with workers(args.ray) as pool:
+            path_there = args.path and args.path.resolve()
+            needles = Needles(args.tier, path_there, args.device, length, args.prompts, args.sparse)
+            measure = None if args.ray is None else functools.partial(pool.map, needles)
+            for event in evolve(fitness, settings, seeds, log, measure):
+                events.append(event)
+                if event.evaluated % 20 == 0:
+                    print(f"{length}: {event.evaluated}/{event.total} best {event.best.fitness:.3f}", flush=True)
         best = events[-1].best
         SEARCHED.mkdir(parents=True, exist_ok=True)
         before = {seed.name: fitness(seed.factors) for seed in seeds}
@@ -228,12 +234,15 @@ def main() -> None:
     parser.add_argument("--prompts", type=int, default=6, help="prompts the search reads for each table")
     parser.add_argument("--sparse", type=int, default=256, help="tokens of each sparse prompt (search, spread)")
     parser.add_argument("--seed", type=int, default=42, help="of the search")
+    parser.add_argument("--ray", metavar="ADDRESS", help=f"score the search's tables as Ray tasks at: {ADVICE}")
     parser.add_argument("--tier", default="embedded")
     parser.add_argument("--path", type=Path, help="model folder (official tier)")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--runs", type=Path, default=Path("runs/longrope"))
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
+    if args.ray and args.what != "search":
+        parser.error("--ray is for search; the other measures are one run")
     if args.what == "perplexity" and args.text is None:
         parser.error("perplexity needs --text FILE")
     model = longrope.load(args.tier, args.path, args.device)
