@@ -10,11 +10,14 @@ grid, so that individuals are whole numbers and "unique" is exact; every iterati
 
 from __future__ import annotations
 
+import functools
+import itertools
 import json
 import math
 import os
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, TextIO
@@ -27,6 +30,8 @@ from models.longrope.rope import ntk_factors, yarn_factors
 Genes = tuple[int, ...]
 Key = tuple[Genes, int]
 Fitness = Callable[[Sequence[float], int], float]
+Candidate = tuple[tuple[float, ...], int]  # factors and n-hat
+Measure = Callable[[Iterable[Candidate]], Iterator[float]]
 Phase = Literal["start", "mutation", "crossover", "n-hat"]
 
 N_HAT_OPTIONS = (1, 2, 4, 8, 12, 16, 20, 24, 28, 32, 48, 64)  # the research code's (section 0)
@@ -133,6 +138,7 @@ def search(
     settings: SearchSettings,
     seeds: Sequence[Seed] | None = None,
     log: str | Path | None = None,
+    measure: Measure | None = None,
 ) -> Iterator[Event]:
     """Searches, one event for every evaluation; closing the generator stops it.
 
@@ -140,6 +146,8 @@ def search(
         fitness: `(factors, n_hat) -> float`, lower is better (perplexity); NaN counts as infinitely bad.
         seeds: starting individuals; None starts from PI alone (it needs no model), `default_seeds` has all three.
         log: JSON lines, appended to; an existing log of the same search is gone through first. None keeps none.
+        measure: the fitness of many candidates, in their order, for those who can find it side by side (a generation's
+            are known before the first is measured; `models.tasks`). None takes `fitness` for one after another.
 
     Raises:
         BadInput: settings out of range, seeds of another length, or a log of another search.
@@ -152,7 +160,9 @@ def search(
             raise BadInput(
                 f"The seed {seed.name} has {len(seed.factors)} factors; give {settings.pairs} finite numbers."
             )
-    return _Search(fitness, settings, tuple(seeds), Path(log) if log is not None else None).run()
+    if measure is None:
+        measure = functools.partial(itertools.starmap, fitness)
+    return _Search(measure, settings, tuple(seeds), Path(log) if log is not None else None).run()
 
 
 def check_settings(settings: SearchSettings) -> None:
@@ -244,8 +254,8 @@ class Space:
 class _Search:
     """One run: the generator of random numbers, what was seen, and the population."""
 
-    def __init__(self, fitness: Fitness, settings: SearchSettings, seeds: tuple[Seed, ...], path: Path | None) -> None:
-        self.fitness, self.settings, self.space = fitness, settings, Space(settings)
+    def __init__(self, measure: Measure, settings: SearchSettings, seeds: tuple[Seed, ...], path: Path | None) -> None:
+        self.measure, self.settings, self.space = measure, settings, Space(settings)
         self.seeds, self.path = seeds, path
         self.rng = np.random.default_rng(settings.seed)
         self.seen: set[Key] = set()
@@ -267,15 +277,14 @@ class _Search:
 
     def _factors(self) -> Iterator[Event]:
         s = self.settings
-        yield from self._evaluate("start", 0, self._first_generation())
+        yield from self._evaluate([("start", 0, self._first_generation())])
         bests = [self.population[0][0]]
         for iteration in range(1, s.iterations + 1):
             self.population = self.population[: s.parents]
             parents = [key[0] for _, key in self.population]
             mutants = [self._mutant(parents[self.rng.integers(len(parents))]) for _ in range(s.mutations)]
             crossed = [self._crossover(parents) for _ in range(s.crossovers)]
-            yield from self._evaluate("mutation", iteration, mutants)
-            yield from self._evaluate("crossover", iteration, crossed)
+            yield from self._evaluate([("mutation", iteration, mutants), ("crossover", iteration, crossed)])
             bests.append(self.population[0][0])
             if s.patience and iteration >= s.patience and bests[-1 - s.patience] - bests[-1] < s.improvement:
                 return
@@ -283,8 +292,13 @@ class _Search:
     def _n_hats(self) -> Iterator[Event]:
         """Every n-hat on the best individuals; it replaces 0 only where fitness falls (section 2.3)."""
         s = self.settings
-        for rank, (_, (genes, _)) in enumerate(self.population[: s.n_hat_best] if s.n_hat_options else [], start=1):
-            yield from self._evaluate("n-hat", rank, [(genes, n_hat) for n_hat in s.n_hat_options])
+        best = self.population[: s.n_hat_best] if s.n_hat_options else []
+        yield from self._evaluate(
+            [
+                ("n-hat", rank, [(genes, n_hat) for n_hat in s.n_hat_options])
+                for rank, (_, (genes, _)) in enumerate(best, start=1)
+            ]
+        )
 
     def _first_generation(self) -> list[Key]:
         keys: list[Key] = []
@@ -328,26 +342,41 @@ class _Search:
                         return genes, 0
         return self._mutant(parents[first])
 
-    def _evaluate(self, phase: Phase, iteration: int, keys: list[Key]) -> Iterator[Event]:
-        for key in keys:
-            known = self.log.replay(key) if self.log is not None else None
-            value = self._measure(key) if known is None else known
-            if known is None and self.log is not None:
-                self.log.add(key, value)
-            self.evaluated += 1
-            self.seen.add(key)
-            self.population.append((value, key))
-            if self.best is None or value < self.best[0]:
-                self.best = (value, key)
-            yield self._event(phase, iteration, value, key, known is not None)
-        self.population.sort(key=lambda row: row[0])  # stable: the older first among equals
-        if self.log is not None:
-            self.log.mark(phase, iteration, self.rng.bit_generator.state)
+    def _evaluate(self, phases: Sequence[tuple[Phase, int, list[Key]]]) -> Iterator[Event]:
+        """All phases' individuals together, as none depends on another's fitness; log and events in their order."""
+        with closing(self._values([key for _, _, keys in phases for key in keys])) as values:
+            for phase, iteration, keys in phases:
+                # The keys first: no value is asked for after the last.
+                for key, (value, replayed) in zip(keys, values, strict=False):
+                    if self.log is not None and not replayed:
+                        self.log.add(key, value)
+                    self.evaluated += 1
+                    self.seen.add(key)
+                    self.population.append((value, key))
+                    if self.best is None or value < self.best[0]:
+                        self.best = (value, key)
+                    yield self._event(phase, iteration, value, key, replayed)
+                self.population.sort(key=lambda row: row[0])  # stable: the older first among equals
+                if self.log is not None:
+                    self.log.mark(phase, iteration, self.rng.bit_generator.state)
 
-    def _measure(self, key: Key) -> float:
-        found = _individual(key, 0.0, self.settings.step)
-        value = float(self.fitness(found.factors, found.n_hat))
-        return value if not math.isnan(value) else math.inf
+    def _values(self, keys: Sequence[Key]) -> Generator[tuple[float, bool], None, None]:
+        """Each individual's fitness, and whether the log had it: the log has the first ones or none."""
+        known: list[float] = []
+        for key in keys:
+            value = self.log.replay(key) if self.log is not None else None
+            if value is None:
+                break
+            known.append(value)
+        yield from ((value, True) for value in known)
+        found = (_individual(key, 0.0, self.settings.step) for key in keys[len(known) :])
+        measured = self.measure((one.factors, one.n_hat) for one in found)
+        try:
+            for value in map(float, measured):
+                yield value if not math.isnan(value) else math.inf, False
+        finally:
+            if isinstance(measured, Generator):
+                measured.close()  # what runs elsewhere is stopped
 
     def _event(self, phase: Phase, iteration: int, value: float, key: Key, replayed: bool) -> Event:
         assert self.best is not None

@@ -6,8 +6,9 @@ cannot hide from (specification sections 2.2 and 6.2).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 from models.errors import BadInput
 from models.longrope.engine import Progress, Reading
@@ -54,6 +55,28 @@ class NeedleFitness:
             losses = self.model.engine.losses(*prompt.answered(self.model), rope, reading, self.progress)
             total, count = total + float(losses.sum()), count + len(losses)
         return total / count
+
+
+@dataclass(frozen=True)
+class Needles:
+    """`NeedleFitness` for `models.tasks`: each process that works reads the model itself, and then scores candidates.
+
+    tier, path, device: as `models.longrope.load` takes them. length, prompts, sparse: as `NeedleFitness` does.
+    """
+
+    tier: str
+    path: Path | None
+    device: str | None
+    length: int
+    prompts: int
+    sparse: int | None
+
+    def __call__(self) -> Callable[[tuple[Sequence[float], int]], float]:
+        from models import longrope
+
+        model = longrope.load(self.tier, self.path, self.device)
+        fitness = NeedleFitness(model, self.length, self.prompts, sparse=self.sparse)
+        return lambda candidate: fitness(*candidate)
 
 
 class PerplexityFitness:
