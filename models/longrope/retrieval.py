@@ -124,7 +124,8 @@ def make_prompt(
     assert key and question and needle
     start = model.encode(TASK)
     hidden, end = model.encode(f"\n{needle.strip()}\n"), model.encode(f"\n{question.strip()}")
-    room = length - len(start) - len(hidden) - len(end)
+    longest = MAX_POSITION + 1 - _answer_tokens(model, key)  # the answer has positions, too
+    room = min(length, longest) - len(start) - len(hidden) - len(end)
     if room < 0:
         raise BadInput(f"The needle and question alone are longer than {length} tokens. Shorten them.")
     before, after, notes = _filling(model, room, depth, haystack)
@@ -144,8 +145,7 @@ def run(
     """Asks once, greedily. `progress(tokens read, tokens/s)` may raise `Cancelled`."""
     started = time.perf_counter()
     reading = replace(reading, question=max(reading.question, prompt.question_tokens))
-    count = max(ANSWER_TOKENS, len(model.encode(prompt.key)) + 8)
-    answer = model.complete(prompt.ids, count, rope, reading, progress, on_token)
+    answer = model.complete(prompt.ids, _answer_tokens(model, prompt.key), rope, reading, progress, on_token)
     done = answer.completion
     return Trial(
         method="streaming" if reading.mode == "streaming" else rope.method,
@@ -162,6 +162,10 @@ def run(
         seconds=time.perf_counter() - started,
         kv_bytes=done.kv_bytes,
     )
+
+
+def _answer_tokens(model: Model, key: str) -> int:
+    return max(ANSWER_TOKENS, len(model.encode(key)) + 8)
 
 
 def is_right(answer: str, key: str) -> bool:

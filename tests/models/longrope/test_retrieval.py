@@ -11,6 +11,7 @@ from models.longrope.engine import Reading
 from models.longrope.evaluate import passkey_summary, spread_summary
 from models.longrope.fitness import NeedleFitness, PerplexityFitness
 from models.longrope.retrieval import FILLER, TASK, is_right, make_prompt, run, wilson
+from models.longrope.rope import MAX_POSITION
 from models.weights import write_safetensors
 from tests.models.longrope.test_engine import CONFIG, random_weights
 
@@ -72,6 +73,15 @@ def test_prompts_have_their_length_and_read_as_the_published_one(model, length, 
     assert list(prompt.ids) == model.encode(model.decode(prompt.ids))  # joined tokens are the text's own
     first, last = prompt.needle
     assert prompt.key in model.decode(prompt.ids[first:last])
+
+
+@pytest.mark.parametrize("key", [None, "a clock of several words, and longer than ten tokens"])
+def test_the_longest_prompt_leaves_room_for_its_answer(model, key):
+    own = {"needle": f"She hid it in {key}.", "question": "She hid it in", "key": key} if key else {}
+    for seed in range(3):
+        prompt = make_prompt(model, MAX_POSITION + 1, 0.5, seed, **own)
+        assert prompt.length > MAX_POSITION - 100
+        assert prompt.length + len(model.encode(prompt.key)) + 8 <= MAX_POSITION + 1
 
 
 def test_depth_places_the_needle(model):
