@@ -1,0 +1,308 @@
+"""What visitors do, tab by tab: one routine a kind of visitor, each with times to look and think.
+
+`CROWD` is the order in which visitors arrive, a fifth of them on each tab; more than it has start over.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import io
+import random
+import re
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import httpx
+from PIL import Image
+
+from tests.load.visitor import Answer, Outcome, Shots, Visitor
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+EXAMPLES = ROOT / "assets" / "yolov9" / "examples"
+TABS = ("yolov9", "pdiff", "longrope", "sdxl_lightning", "anygpt")
+THINK = {  # seconds between a result and the next action, on average
+    "webcam": 10.0, "picture": 10.0, "networks": 20.0, "passkey": 20.0, "pictures": 15.0, "typing": 15.0,
+    "chat": 15.0, "drawing": 20.0,
+}  # fmt: skip
+WATCHED = 60.0  # seconds a camera stays on
+KEYSTROKE = 0.2  # seconds
+PASSKEY_POWER = 12  # 2^12 tokens
+LONG_POWER = 21
+PROMPTS = ("a blue apple", "cat with sunglasses", "two pears", "fox on a pink background", "car and tree")
+TOPICS = ("What is the capital of France?", "Tell me something about the sea.", "What can I do with an apple?")
+WISHES = ("Draw a red apple.", "Draw a blue car.", "Draw a green tree.")
+TURNS = 4  # then a new conversation
+
+
+@dataclass(frozen=True)
+class Done:
+    """One action. at: the clock's second when it began."""
+
+    action: str
+    at: float
+    seconds: float
+    first: float
+    outcome: Outcome
+    why: str
+
+
+@dataclass
+class Tally:
+    """Everything that the visitors saw. started: `time.monotonic()` of second 0. stop: set when they are to go home."""
+
+    started: float
+    stop: asyncio.Event
+    done: list[Done] = field(default_factory=list)
+    shots: Shots = field(default_factory=Shots)
+    long_run: dict[str, Any] = field(default_factory=dict)
+    long_from: float = 0.0  # seconds of the clock
+    long_until: float = 0.0
+    without_result: int = 0  # visitors who still waited when the measurement ended
+
+    @property
+    def now(self) -> float:
+        return time.monotonic() - self.started
+
+    def add(self, action: str, at: float, answer: Answer) -> Answer:
+        self.done.append(Done(action, at, answer.seconds, answer.first, answer.outcome, answer.why))
+        return answer
+
+    async def pause(self, seconds: float) -> None:
+        """So long, or until everybody goes home."""
+        try:
+            await asyncio.wait_for(self.stop.wait(), max(seconds, 0.0))
+        except TimeoutError:
+            return
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of visitor: its tab, what it does once, and how it thinks in between."""
+
+    name: str
+    tab: str
+    act: Callable[[Visitor, Tally, random.Random], Awaitable[None]]
+
+    async def live(self, visitor: Visitor, tally: Tally, chance: random.Random) -> None:
+        """Acts until everybody goes home."""
+        while not tally.stop.is_set():
+            at = tally.now
+            try:
+                await self.act(visitor, tally, chance)
+            except httpx.HTTPError as error:
+                tally.add(self.name, at, Answer("error", tally.now - at, 0.0, repr(error)))
+            mean = THINK.get(self.name, 0.0)
+            await tally.pause(min(chance.expovariate(1 / mean), 3 * mean) if mean else 0.0)
+
+
+async def ask(
+    visitor: Visitor, tally: Tally, action: str, event: str, changed: dict[str, Any] | None = None,
+    on_output: Callable[[str], None] | None = None,
+) -> Answer:  # fmt: skip
+    """One job, tallied."""
+    at = tally.now
+    return tally.add(action, at, await visitor.ask(event, changed, on_output))
+
+
+# ---- YOLOv9 -----------------------------------------------------------------------------------------------
+
+
+def _frames() -> list[tuple[Any, tuple[int, int]]]:
+    """Camera frames of the card examples, JPEG as the page sends them. Each has a size of its own, which its answer
+    repeats: so it is known which frame was answered."""
+    pictures = [Image.open(path).convert("RGB") for path in sorted(EXAMPLES.glob("*.jpg"))]
+    frames = []
+    for number in range(32):
+        size = 640 - 2 * number, 480
+        stream = io.BytesIO()
+        pictures[number % len(pictures)].resize(size).save(stream, "JPEG", quality=85)
+        url = "data:image/jpeg;base64," + base64.b64encode(stream.getvalue()).decode()
+        frames.append(({"url": url}, size))
+    return frames
+
+
+_CAMERA: list[tuple[Any, tuple[int, int]]] = []
+
+
+def camera(number: int) -> tuple[Any, tuple[int, int]]:
+    """Shot of that number: the input's value, and its size."""
+    if not _CAMERA:
+        _CAMERA.extend(_frames())
+    return _CAMERA[number % len(_CAMERA)]
+
+
+def answered_size(data: Any) -> tuple[int, int]:
+    return data[0]["width"], data[0]["height"]
+
+
+async def webcam(visitor: Visitor, tally: Tally, chance: random.Random) -> None:
+    at, seconds = tally.now, WATCHED * (0.5 + chance.random())
+    film = visitor.film("yolov9_webcam", camera, answered_size, seconds, tally.shots, tally.started, tally.stop)
+    tally.add("webcam", at, await film)
+
+
+async def picture(visitor: Visitor, tally: Tally, chance: random.Random) -> None:
+    path = chance.choice(sorted(EXAMPLES.glob("*.jpg")))
+    at = tally.now
+    file = await visitor.upload(path.name, path.read_bytes())
+    tally.add("picture", at, await visitor.ask("yolov9_image", {"Picture: drop, paste or take one": file}))
+
+
+# ---- P-diff and LongRoPE ----------------------------------------------------------------------------------
+
+
+async def networks(visitor: Visitor, tally: Tally, chance: random.Random) -> None:
+    """Generates, tries one of the networks on a test picture, and saves it."""
+    made = await ask(visitor, tally, "networks", "pdiff_generate", {"Seed": chance.randrange(1000)})
+    if made.outcome != "done":
+        return
+    await tally.pause(2.0)
+    number = {"Network": chance.randrange(100)}
+    await ask(visitor, tally, "network: test picture", "pdiff_example", number)
+    await ask(visitor, tally, "network: file", "pdiff_file", number)
+
+
+async def passkey(visitor: Visitor, tally: Tally, chance: random.Random) -> None:
+    asked = {
+        "Context length, as a power of two": PASSKEY_POWER,
+        "Depth of the key": chance.randrange(20) / 20,
+        "Seed": chance.randrange(1000),
+    }
+    await ask(visitor, tally, "passkey", "longrope_passkey", asked)
+
+
+async def long_run(visitor: Visitor, tally: Tally, chance: random.Random) -> None:
+    """Reads two million tokens, blockwise, from `long_from` to `long_until`; then presses Cancel."""
+    if tally.long_run or not tally.long_until:
+        await tally.stop.wait()
+        return
+    await tally.pause(tally.long_from - tally.now)
+    seen: list[tuple[float, int]] = []
+
+    def read(line: str) -> None:
+        if found := re.findall(r"([\d,]+) read, ", line):
+            seen.append((tally.now, int(found[-1].replace(",", ""))))
+
+    async def cancel() -> None:
+        await tally.pause(tally.long_until - tally.now)
+        await visitor.run("longrope_cancel")
+
+    button = asyncio.create_task(cancel())
+    asked = {"Context length, as a power of two": LONG_POWER, "Attention": "blockwise", "Cache format": "int4"}
+    answer = await ask(visitor, tally, "long run, cancelled", "longrope_passkey", asked, read)
+    await button
+    tally.long_run = {
+        "tokens": 2**LONG_POWER,
+        "asked_at_s": tally.long_from,
+        "reading_from_s": seen[0][0] if seen else None,
+        "cancelled_at_s": tally.long_until,
+        "ended_at_s": tally.now,
+        "tokens_read": seen[-1][1] if seen else 0,
+        "ended_by_cancel": answer.outcome == "done" and bool(seen) and tally.now >= tally.long_until,
+    }
+
+
+# ---- SDXL-Lightning and AnyGPT ----------------------------------------------------------------------------
+
+
+async def pictures(visitor: Visitor, tally: Tally, chance: random.Random) -> None:
+    """Words to a picture, in 4 steps or in one."""
+    steps = chance.choice((1, 4))
+    asked = {"Prompt": chance.choice(PROMPTS), "Network": steps, "Seed": chance.randrange(1000)}
+    await ask(visitor, tally, f"picture in {steps} step{'s' * (steps > 1)}", "sdxl_lightning_generate", asked)
+
+
+async def typing(visitor: Visitor, tally: Tally, chance: random.Random) -> None:
+    """Types a prompt; as on the page a picture is asked for when the one before is there, of what is typed by then."""
+    words = chance.choice(PROMPTS)
+    typed, drawn = 0, 0
+
+    async def type_on() -> None:
+        nonlocal typed
+        while typed < len(words):
+            await asyncio.sleep(KEYSTROKE)
+            typed += 1
+
+    fingers = asyncio.create_task(type_on())
+    try:
+        while drawn < len(words):
+            if typed == drawn:
+                await asyncio.sleep(KEYSTROKE / 4)
+                continue
+            drawn = typed
+            changed = {"Type: the picture follows": words[:drawn]}
+            last = "live picture of the last word" if drawn == len(words) else "live picture"
+            await ask(visitor, tally, last, "sdxl_lightning_live", changed)
+    finally:
+        fingers.cancel()
+
+
+async def chat(visitor: Visitor, tally: Tally, chance: random.Random) -> None:
+    await _converse(visitor, tally, chance, "text turn", TOPICS, {"The reply is": "text"})
+
+
+async def drawing(visitor: Visitor, tally: Tally, chance: random.Random) -> None:
+    await _converse(visitor, tally, chance, "drawn turn", WISHES, {"Task": "draw"})
+
+
+async def _converse(
+    visitor: Visitor, tally: Tally, chance: random.Random, action: str, lines: tuple[str, ...], more: dict[str, Any]
+) -> None:
+    """A conversation of a few turns, then a new one."""
+    for _ in range(TURNS):
+        turn = {"text": chance.choice(lines), "files": []}
+        changed = {"Your turn": turn, "Seed": chance.randrange(1000), **more}
+        await ask(visitor, tally, action, "anygpt_chat", changed)
+        await tally.pause(chance.expovariate(1 / THINK["chat"]))
+        if tally.stop.is_set():
+            return
+    await visitor.run("anygpt_clear")
+
+
+KINDS = {
+    kind.name: kind
+    for kind in (
+        Kind("webcam", "yolov9", webcam),
+        Kind("picture", "yolov9", picture),
+        Kind("networks", "pdiff", networks),
+        Kind("passkey", "longrope", passkey),
+        Kind("long run", "longrope", long_run),
+        Kind("pictures", "sdxl_lightning", pictures),
+        Kind("typing", "sdxl_lightning", typing),
+        Kind("chat", "anygpt", chat),
+        Kind("drawing", "anygpt", drawing),
+    )
+}
+CROWD = (
+    "webcam", "networks", "passkey", "typing", "drawing", "long run", "picture", "networks", "pictures", "chat",
+    "webcam", "networks", "passkey", "typing", "drawing", "passkey", "webcam", "networks", "pictures", "chat",
+)  # fmt: skip
+
+
+def crowd(users: int, long: bool) -> list[Kind]:
+    """So many visitors in the order in which they arrive. long: whether one of them has the long run."""
+    names = [CROWD[number % len(CROWD)] for number in range(users)]
+    one = names.index("long run") if long and "long run" in names else None
+    return [KINDS["picture" if name == "long run" and number != one else name] for number, name in enumerate(names)]
+
+
+def tab_of(action: str) -> str:
+    """The tab that an action belongs to."""
+    return KINDS[action].tab if action in KINDS else _ACTIONS[action]
+
+
+_ACTIONS = {
+    "network: test picture": "pdiff",
+    "network: file": "pdiff",
+    "long run, cancelled": "longrope",
+    "picture in 1 step": "sdxl_lightning",
+    "picture in 4 steps": "sdxl_lightning",
+    "live picture": "sdxl_lightning",
+    "live picture of the last word": "sdxl_lightning",
+    "text turn": "anygpt",
+    "drawn turn": "anygpt",
+}
