@@ -46,8 +46,8 @@ $(VENV)/.stamp-run: $(VENV)/.stamp-venv requirements.txt requirements-weights.tx
 	@$(BIN)/python -c 'import cv2' || { echo "OpenCV needs a system library; on Debian: apt-get install libgl1"; exit 1; }
 	@touch $@
 
-$(VENV)/.stamp-test: $(VENV)/.stamp-run requirements-test.txt
-	$(PIP) install --quiet --requirement requirements-test.txt
+$(VENV)/.stamp-test: $(VENV)/.stamp-run requirements-test.txt requirements-ray.txt
+	$(PIP) install --quiet --requirement requirements-test.txt --requirement requirements-ray.txt
 	@touch $@
 
 # The browser tests drive Debian's own Chromium; the video tests use ffmpeg.
