@@ -4,8 +4,10 @@ A prompt is read in chunks. Each chunk's queries attend to stretches of the cach
 chunk itself; the parts are merged exactly. No logits but the last row's, no scores, masks or repeated keys are kept.
 
 exact: every token sees all before it. blockwise: tokens of the context see their own block and the anchor, the first
-tokens of the text (after Star Attention, arXiv 2411.17116); the question at the end sees everything. streaming: a few
-first tokens and a recent window, positions counted inside (StreamingLLM, arXiv 2309.17453), the control that must fail.
+tokens of the text (after Star Attention, arXiv 2411.17116), as if the block came right after the anchor: a short text
+inside the trained window, read with the model's own angles. The question at the end sees everything, at its true
+position and with the method's angles. streaming: a few first tokens and a recent window, positions counted inside
+(StreamingLLM, arXiv 2309.17453), the control that must fail.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Literal, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -82,11 +84,15 @@ class Reading:
 
 @dataclass(frozen=True)
 class Piece:
-    """Tokens start to stop - 1, read at once, and the stretches of the cache they see besides themselves."""
+    """Tokens start to stop - 1, read at once, and the stretches of the text they see besides themselves.
+
+    block: where the block begins that these tokens of a context belong to (blockwise); None: positions are true ones.
+    """
 
     start: int
     stop: int
     visible: tuple[tuple[int, int], ...]
+    block: int | None = None
 
 
 @dataclass
@@ -113,7 +119,7 @@ def plan(tokens: int, reading: Reading) -> list[Piece]:
         for low in range(0, context, r.block):
             high = min(low + r.block, context)
             before = ((0, min(r.anchor, low)),) if low else ()
-            pieces += [Piece(a, b, (*before, *_range(low, a))) for a, b in _cut(low, high, r.chunk)]
+            pieces += [Piece(a, b, (*before, *_range(low, a)), low) for a, b in _cut(low, high, r.chunk)]
         return pieces + [Piece(a, b, _range(0, a)) for a, b in _cut(context, tokens, r.chunk)]
     size = min(r.chunk, r.recent) if r.mode == "streaming" else r.chunk
     return [Piece(a, b, _range(0, a)) for a, b in _cut(0, tokens, size)]
@@ -127,16 +133,57 @@ def _range(low: int, high: int) -> tuple[tuple[int, int], ...]:
     return ((low, high),) if high > low else ()
 
 
+class Block:
+    """Keys and values of the anchor and of the block being read, and their rotary angles: one short text.
+
+    Tokens stand at their positions in it: those of the first block where they are, all others after the anchor. The
+    model's own angles are used, or, if anchor and block leave the trained window, those of `rope`.
+    """
+
+    def __init__(
+        self, config: LlamaConfig, rope: RopeScaling, reading: Reading, dtype: torch.dtype, device: str
+    ) -> None:
+        c, self.reading = config, reading
+        size = reading.anchor + reading.block
+        self.rope = scaling("none", c.rotary_dim, c.base, c.window, c.window) if size <= c.window else rope
+        self.angles = _Angles(replace(reading, jumps=()), device)
+        self.kept = torch.empty(c.layers, 2, c.kv_heads, size, c.head_dim, dtype=dtype, device=device)
+
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, piece: Piece, first: int) -> Tensor:
+        """As `Session.attend`, for a piece of a context; keeps its keys and values for those that follow."""
+        assert piece.block is not None
+        start = piece.start - piece.block + (self.reading.anchor if piece.block else 0)
+        cos, sin = self.angles.get(self.rope, layer, start, start + len(q))
+        k, v = rotate(k, cos, sin).transpose(0, 1), v.transpose(0, 1)
+        keys, values = self.kept[layer]
+        keys[:, start : start + len(q)], values[:, start : start + len(q)] = k, v
+        if first == len(q):
+            return q.new_empty(0, q.shape[1] * q.shape[2])
+        seen = sight(rotate(q[first:], cos[first:], sin[first:]), k, v)
+        if start:
+            seen.add(keys[:, :start], values[:, :start])
+        return seen.result()
+
+
 class Session:
     """One request: its cache, its rotary table and how far it has read. Exact and blockwise reading."""
 
-    def __init__(self, config: LlamaConfig, rope: RopeScaling, reading: Reading, capacity: int, device: str) -> None:
+    def __init__(
+        self,
+        config: LlamaConfig,
+        rope: RopeScaling,
+        reading: Reading,
+        capacity: int,
+        device: str,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
         self.config, self.rope, self.reading, self.device = config, rope, reading, device
         self.capacity, self.length = capacity, 0
         self.cache = KVCache(
             config.layers, config.kv_heads, config.head_dim, capacity, str(reading.kv), device, reading.folder
         )
         self.angles = _Angles(reading, device)
+        self.block = Block(config, rope, reading, dtype, device) if reading.mode == "blockwise" else None
 
     @property
     def nbytes(self) -> int:
@@ -150,8 +197,11 @@ class Session:
         q: (T, heads, head_dim), k, v: (T, KV heads, head_dim), not rotated. Returns (T - first, heads * head_dim).
         """
         cos, sin = self.angles.get(self.rope, layer, piece.start, piece.stop)
-        k, v = rotate(k, cos, sin).transpose(0, 1), v.transpose(0, 1)
+        raw, k, v = k, rotate(k, cos, sin).transpose(0, 1), v.transpose(0, 1)
         self.cache.write(layer, piece.start, k, v)
+        if self.block is not None and piece.block is not None:
+            tick()
+            return self.block.attend(layer, q, raw, v.transpose(0, 1), piece, first)
         if first == len(q):
             return q.new_empty(0, q.shape[1] * q.shape[2])
         rows = rotate(q[first:], cos[first:], sin[first:])
@@ -222,6 +272,16 @@ class StreamingSession:
 AnySession = Session | StreamingSession
 
 
+class Reader(Protocol):
+    """Where the keys and values of a piece go, and what its rows see; `Session` is one."""
+
+    length: int  # tokens read
+
+    def attend(
+        self, layer: int, q: Tensor, k: Tensor, v: Tensor, piece: Piece, first: int, tick: Callable[[], None]
+    ) -> Tensor: ...
+
+
 class Engine:
     """A model of the Llama family, ready to read long prompts.
 
@@ -243,7 +303,7 @@ class Engine:
         Raises:
             BadInput: settings or a table that do not fit this model. OutOfMemory: the cache does not fit.
         """
-        reading = self._settled(reading or Reading())
+        reading = self.settled(reading or Reading())
         c = self.config
         if rope is None:
             rope = scaling("none", c.rotary_dim, c.base, c.window, c.window)
@@ -253,9 +313,9 @@ class Engine:
         check_memory(memory_needed(c, capacity, reading, self.dtype, loaded=True), available_bytes(self.device))
         if reading.mode == "streaming":
             return StreamingSession(c, rope, reading, self.device)
-        return guarded(lambda: Session(c, rope, reading, capacity, self.device))
+        return guarded(lambda: Session(c, rope, reading, capacity, self.device, DTYPES[self.dtype]))
 
-    def _settled(self, reading: Reading) -> Reading:
+    def settled(self, reading: Reading) -> Reading:
         """Checked, and with the cache's number format."""
         reading = replace(reading, kv=reading.kv or self.dtype)
         check_reading(reading)
@@ -321,8 +381,8 @@ class Engine:
     @torch.inference_mode()
     def prefill(self, session: AnySession, ids: Sequence[int], progress: Progress | None = None) -> Tensor:
         """Reads a prompt into an empty session. Returns the last token's logits, float32 (vocabulary,)."""
-        hidden = self._read(session, self._tokens(ids), len(ids) - 1, progress)
-        return self._logits(hidden[-1:])[0]
+        hidden = self._read(session, self.tokens(ids), len(ids) - 1, progress)
+        return self.logits(hidden[-1:])[0]
 
     @torch.inference_mode()
     def step(self, session: AnySession, token: int) -> Tensor:
@@ -330,7 +390,7 @@ class Engine:
         if session.length >= session.capacity:
             raise BadInput(f"The cache is full: {session.capacity:,} tokens. Open a session for more.")
         piece = Piece(session.length, session.length + 1, _range(0, session.length))
-        return self._logits(self._piece(session, self._tokens([token]), piece, 0, lambda: None))[0]
+        return self.logits(self.read_piece(session, self.tokens([token]), piece, 0, lambda: None))[0]
 
     def greedy(self, session: AnySession, logits: Tensor, count: int, stop: Sequence[int] = ()) -> Iterator[int]:
         """The likeliest next tokens, one at a time, until one of `stop` or `count` of them."""
@@ -370,7 +430,7 @@ class Engine:
         would have said the same."""
         if not 1 <= first < len(ids):
             raise BadInput(f"The first token to score is {first} of {len(ids)}. Give 1 to {len(ids) - 1}.")
-        return guarded(lambda: self._forced(self._tokens(ids), first, self.open(rope, len(ids), reading), progress))
+        return guarded(lambda: self._forced(self.tokens(ids), first, self.open(rope, len(ids), reading), progress))
 
     def _forced(
         self, tokens: Tensor, first: int, session: AnySession, progress: Progress | None
@@ -378,12 +438,12 @@ class Engine:
         hidden = self._read(session, tokens[:-1], first - 1, progress)
         losses, likeliest = [], []
         for part, labels in zip(hidden.split(LOGIT_ROWS), tokens[first:].split(LOGIT_ROWS), strict=True):
-            logits = self._logits(part)
+            logits = self.logits(part)
             losses.append(F.cross_entropy(logits, labels, reduction="none"))
             likeliest.append(logits.argmax(-1) == labels)
         return torch.cat(losses).cpu(), torch.cat(likeliest).cpu()
 
-    def _tokens(self, ids: Sequence[int]) -> Tensor:
+    def tokens(self, ids: Sequence[int]) -> Tensor:
         """Checked ids on the device, int64 (T,)."""
         if len(ids) == 0:
             raise BadInput("The prompt is empty. Give at least one token of text.")
@@ -394,7 +454,7 @@ class Engine:
             raise BadInput(f"Token {wrong} is outside the vocabulary of {self.config.vocabulary}. Use its tokenizer.")
         return tokens.to(self.device)
 
-    def _logits(self, hidden: Tensor) -> Tensor:
+    def logits(self, hidden: Tensor) -> Tensor:
         """float32 (rows, vocabulary) of hidden states (rows, width)."""
         return F.linear(rms_norm(hidden, self.weights.norm, self.config.eps), self.weights.head).float()
 
@@ -409,11 +469,11 @@ class Engine:
         for piece in plan(len(tokens), session.reading):
             first = min(max(keep - piece.start, 0), piece.stop - piece.start)
             report.begin(piece, self.config.layers)
-            kept.append(self._piece(session, tokens[piece.start : piece.stop], piece, first, report.tick))
+            kept.append(self.read_piece(session, tokens[piece.start : piece.stop], piece, first, report.tick))
             report.end(piece)
         return torch.cat(kept)
 
-    def _piece(self, session: AnySession, tokens: Tensor, piece: Piece, first: int, tick: Callable[[], None]) -> Tensor:
+    def read_piece(self, session: Reader, tokens: Tensor, piece: Piece, first: int, tick: Callable[[], None]) -> Tensor:
         """All layers over one piece. Returns the rows from `first` on; the last layer computes no others."""
         x = F.embedding(tokens, self.weights.embedding)
         for index, layer in enumerate(self.weights.layers):
@@ -426,7 +486,7 @@ class Engine:
 
     def _layer(
         self,
-        session: AnySession,
+        session: Reader,
         index: int,
         layer: Layer,
         x: Tensor,

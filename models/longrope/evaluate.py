@@ -2,6 +2,7 @@
 
     python -m models.longrope.evaluate search --lengths 16384 32768 65536
     python -m models.longrope.evaluate passkey --lengths 4096 12288 --methods none pi ntk yarn --trials 10
+    python -m models.longrope.evaluate blockwise --lengths 16384 65536 --trials 20
     python -m models.longrope.evaluate spread --lengths 16384 65536 --trials 100
     python -m models.longrope.evaluate perplexity --text book.txt --lengths 2048 8192 16384
 
@@ -19,7 +20,7 @@ import math
 import statistics
 import time
 from collections.abc import Iterable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,19 +29,22 @@ import numpy as np
 from models import longrope
 from models.errors import BadInput
 from models.longrope.engine import Mode, Reading
-from models.longrope.evolution import default_seeds, demo
+from models.longrope.evolution import Fitness, Seed, default_seeds, demo
 from models.longrope.evolution import search as evolve
-from models.longrope.fitness import NeedleFitness, Needles
+from models.longrope.fitness import HaystackFitness, NeedleFitness, Needles
+from models.longrope.haystack import Haystack
 from models.longrope.pipeline import Model
-from models.longrope.retrieval import make_prompt, run, wilson
+from models.longrope.retrieval import context, hide, make_prompt, run, wilson
 from models.longrope.rope import METHODS, RopeScaling
-from models.longrope.tables import SEARCHED, read_csv, write_csv
+from models.longrope.tables import SEARCHED, read_csv, searched, searched_lengths, write_csv
 from models.records import provenance, record
 from models.tasks import ADVICE, workers
 
 EVIDENCE = Path("assets/longrope/evidence")
 SCORED_SEED = 5_000_000
+TOGETHER = 20  # trials whose blocks are held at once
 STREAMING = "streaming"
+PLACE = ("method", "mode", "kv", "length", "block", "anchor")  # what tells rows of passkey.json apart
 
 
 def method_scaling(model: Model, method: str, length: int, table: Path | None) -> tuple[str, RopeScaling]:
@@ -64,7 +68,7 @@ def passkey(model: Model, args: argparse.Namespace) -> None:
             log.add({**asdict(done), **place})
             print(f"{label} {length} trial {trial}: {done.answer!r} {done.correct} {done.seconds:.0f} s", flush=True)
         path = args.out or EVIDENCE / "passkey.json"
-        record(path, {"model": model.name, "commands": log.commands(), **passkey_summary(log.rows)})
+        _record(path, {"model": model.name, "commands": log.commands(), **passkey_summary(log.rows)}, *PLACE)
 
 
 def passkey_summary(rows: Iterable[dict[str, Any]]) -> dict[str, Any]:
@@ -72,24 +76,61 @@ def passkey_summary(rows: Iterable[dict[str, Any]]) -> dict[str, Any]:
     groups: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
     cells: dict[tuple[Any, ...], list[bool]] = {}
     for row in rows:
-        key = (row["method"], row["mode"], row["kv"], row["target"])
+        key = (row["method"], row["mode"], row["kv"], row["target"], row.get("block"), row.get("anchor"))
         groups.setdefault(key, []).append(row)
         cells.setdefault((*key, round(row["depth"], 1)), []).append(row["correct"])
-    names = ("method", "mode", "kv", "length")
     summary = []
     for key, found in groups.items():
         correct = sum(row["correct"] for row in found)
         low, high = wilson(correct, len(found))
         seconds = statistics.median(row["seconds"] for row in found)
         summary.append(
-            {**dict(zip(names, key, strict=True)), "trials": len(found), "correct": correct,
+            {**dict(zip(PLACE, key, strict=True)), "trials": len(found), "correct": correct,
              "interval": [low, high], "seconds_median": seconds}
         )  # fmt: skip
     heat = [
-        {**dict(zip((*names, "depth"), key, strict=True)), "trials": len(hits), "correct": sum(hits)}
+        {**dict(zip((*PLACE, "depth"), key, strict=True)), "trials": len(hits), "correct": sum(hits)}
         for key, hits in cells.items()
     ]
     return {"rows": summary, "cells": heat}
+
+
+def blockwise(model: Model, args: argparse.Namespace) -> None:
+    """Whole prompts that share one haystack, read once: all methods, lengths and needles look at the same blocks.
+
+    A key is right where each of its tokens is the likeliest after those before it: greedy decoding would say it.
+    """
+    log = _Log(args.runs / "blockwise.jsonl")
+    reading = Reading("blockwise", args.kv, chunk=512, block=args.block, anchor=args.anchor, folder=args.folder)
+    started = time.perf_counter()
+    text = context(model, max(args.lengths))
+    haystack = Haystack(model.engine, text, reading)
+    print(f"{len(text):,} tokens read in {time.perf_counter() - started:.0f} s", flush=True)
+    setting = {"mode": "blockwise", "kv": haystack.reading.kv, "block": args.block, "anchor": args.anchor}
+    for length, low in itertools.product(args.lengths, range(0, args.trials, TOGETHER)):
+        trials = range(low, min(low + TOGETHER, args.trials))
+        tokens = len(context(model, length))
+        prompts = {i: hide(model, text[:tokens], _spaced(i), SCORED_SEED + i, args.anchor) for i in trials}
+        changes = {i: haystack.changed(prompt.ids[:tokens]) for i, prompt in prompts.items()}
+        for method in args.methods:
+            label, rope = method_scaling(model, method, length, args.table)
+            place = {"method": label, "target": length, **setting}
+            left = [i for i in trials if not log.has({**place, "trial": i})]
+            if not left:
+                continue
+            started = time.perf_counter()
+            answers = [model.encode(f" {prompts[i].key}") for i in left]
+            question = prompts[left[0]].ids[tokens:]
+            losses, likeliest = haystack.forced(rope, tokens, [changes[i] for i in left], question, answers)
+            seconds = (time.perf_counter() - started) / len(left)
+            for i, loss, hit in zip(left, losses.mean(1).tolist(), likeliest.all(1).tolist(), strict=True):
+                prompt = prompts[i]
+                log.add({**place, "trial": i, "depth": prompt.depth, "seed": prompt.seed, "key": prompt.key,
+                         "tokens": prompt.length, "correct": hit, "loss": loss, "seconds": seconds})  # fmt: skip
+            found = [row for row in log.rows if all(row[k] == v for k, v in place.items())]
+            print(label, length, sum(row["correct"] for row in found), "of", len(found), flush=True)
+        result = {"model": model.name, "commands": log.commands(), **passkey_summary(log.rows)}
+        _record(args.out or EVIDENCE / "passkey.json", result, *PLACE)
 
 
 def spread(model: Model, args: argparse.Namespace) -> None:
@@ -111,7 +152,8 @@ def spread(model: Model, args: argparse.Namespace) -> None:
             log.add({**place, "seed": prompt.seed, "correct": bool(likeliest.all()), "loss": float(losses.mean())})
         print(label, length, spread_summary(log.rows)[-1], flush=True)
         path = args.out or EVIDENCE / "spread.json"
-        record(path, {"model": model.name, "commands": log.commands(), "rows": spread_summary(log.rows)})
+        result = {"model": model.name, "commands": log.commands(), "rows": spread_summary(log.rows)}
+        _record(path, result, "method", "length", "tokens")
 
 
 def spread_summary(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -150,7 +192,8 @@ def perplexity(model: Model, args: argparse.Namespace) -> None:
             log.add({**place, "perplexity": math.exp(float(losses.mean()))})
             print(f"{label} {length}: {log.rows[-1]['perplexity']:.2f}", flush=True)
         path = args.out or EVIDENCE / "perplexity.json"
-        record(path, {"model": model.name, "commands": log.commands(), "rows": log.rows})
+        result = {"model": model.name, "commands": log.commands(), "rows": log.rows}
+        _record(path, result, "method", "mode", "length", "target", "text", "skip", "scored")
 
 
 def search(model: Model, args: argparse.Namespace) -> None:
@@ -159,10 +202,16 @@ def search(model: Model, args: argparse.Namespace) -> None:
     rows = json.loads(path.read_text())["result"]["runs"] if path.exists() else []
     for length in args.lengths:
         scale = length / model.window
-        settings = demo(model.config.rotary_dim // 2, scale, args.seed)
-        fitness = NeedleFitness(model, length, args.prompts, sparse=args.sparse)
+        settings = replace(demo(model.config.rotary_dim // 2, scale, args.seed), iterations=args.iterations)
+        if args.whole:
+            reading = Reading("blockwise", args.kv, chunk=512, block=args.block, anchor=args.anchor)
+            fitness: Fitness = HaystackFitness(model, length, args.prompts, reading=reading)
+            objective = f"loss of the key, {args.prompts} whole prompts read blockwise ({args.anchor} + {args.block})"
+        else:
+            fitness = NeedleFitness(model, length, args.prompts, sparse=args.sparse)
+            objective = f"loss of the key, {args.prompts} prompts of {args.sparse} tokens spread over the length"
         c = model.config
-        seeds = default_seeds(c.rotary_dim, c.base, c.window, scale)
+        seeds = [*default_seeds(c.rotary_dim, c.base, c.window, scale), *_stretched(model, length)]
         log = args.runs / f"search-{length}-{args.seed}.jsonl"
         started, events = time.perf_counter(), []
         with workers(args.ray) as pool:
@@ -175,9 +224,8 @@ def search(model: Model, args: argparse.Namespace) -> None:
                     print(f"{length}: {event.evaluated}/{event.total} best {event.best.fitness:.3f}", flush=True)
         best = events[-1].best
         SEARCHED.mkdir(parents=True, exist_ok=True)
-        before = {seed.name: fitness(seed.factors) for seed in seeds}
+        before = {seed.name: fitness(seed.factors, 0) for seed in seeds}
         curve = list(itertools.accumulate((event.latest.fitness for event in events), min))
-        objective = f"loss of the key, {args.prompts} prompts of {args.sparse} tokens spread over the length"
         name = f"{model.tables}-{length}"
         (SEARCHED / f"{name}.csv").write_text(write_csv(np.array(best.factors)))
         card = {"model": model.name, "original_length": model.window, "target_length": length, "magnitude": "su",
@@ -191,6 +239,34 @@ def search(model: Model, args: argparse.Namespace) -> None:
         )  # fmt: skip
         rows.sort(key=lambda row: row["length"])
         record(path, {"model": model.name, "runs": rows})
+
+
+def _stretched(model: Model, length: int) -> list[Seed]:
+    """The table searched for the next shorter length, raised to the power that takes its scale to this length's: what
+    the paper's progressive search starts from."""
+    shorter = [n for n in searched_lengths(model.tables) if n < length]
+    if not shorter:
+        return []
+    target, factors = searched(model.tables, max(shorter), model.config.rotary_dim // 2)
+    power = math.log(length / model.window) / math.log(target / model.window)
+    return [Seed(f"table for {target}", tuple(float(x) for x in factors**power))]
+
+
+def _spaced(trial: int) -> float:
+    """Depths of trials, 0 to 1, evenly spread however many there are (steps of the golden ratio)."""
+    return (0.5 + trial * 0.6180339887) % 1
+
+
+def _record(path: Path, result: dict[str, Any], *names: str) -> None:
+    """Records `result` with what an earlier run recorded and this one does not have: rows that differ in `names`."""
+    before = json.loads(path.read_text())["result"] if path.exists() else {}
+    for part, kept in (("rows", names), ("cells", (*names, "depth"))):
+        if part in result:
+            mine = {tuple(row.get(name) for name in kept) for row in result[part]}
+            old = [row for row in before.get(part, []) if tuple(row.get(name) for name in kept) not in mine]
+            result = {**result, part: old + result[part]}
+    commands = list(dict.fromkeys([*before.get("commands", []), *result["commands"]]))
+    record(path, {**result, "commands": commands})
 
 
 class _Log:
@@ -220,19 +296,24 @@ class _Log:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("search", "passkey", "spread", "perplexity"))
+    parser.add_argument("what", choices=tuple(COMMANDS))
     parser.add_argument("--lengths", type=int, nargs="+", required=True, help="tokens")
     parser.add_argument("--methods", nargs="+", default=["none", "pi", "ntk", "yarn"], choices=(*METHODS, STREAMING))
     parser.add_argument("--table", type=Path, help="CSV for the method longrope, instead of the shipped tables")
     parser.add_argument("--trials", type=int, default=10)
     parser.add_argument("--mode", default="exact", choices=("exact", "blockwise"))
     parser.add_argument("--kv", help="cache format; the engine's own if not given")
+    parser.add_argument("--folder", type=Path, help="keep the haystack's cache in files there (blockwise)")
     parser.add_argument("--text", type=Path, help="a long text for perplexity")
     parser.add_argument("--target", type=int, help="length of the factors (perplexity); the longest if not given")
     parser.add_argument("--skip", type=int, default=20_000, help="tokens of the text left out at its beginning")
     parser.add_argument("--scored", type=int, default=1024, help="last tokens whose perplexity is measured")
     parser.add_argument("--prompts", type=int, default=6, help="prompts the search reads for each table")
     parser.add_argument("--sparse", type=int, default=256, help="tokens of each sparse prompt (search, spread)")
+    parser.add_argument("--whole", action="store_true", help="search on whole prompts, read blockwise")
+    parser.add_argument("--iterations", type=int, default=8, help="of the search, 16 tables each, after the first 24")
+    parser.add_argument("--block", type=int, default=1024, help="tokens of a block (blockwise, search --whole)")
+    parser.add_argument("--anchor", type=int, default=256, help="tokens all blocks see (blockwise, search --whole)")
     parser.add_argument("--seed", type=int, default=42, help="of the search")
     parser.add_argument("--ray", metavar="ADDRESS", help=f"score the search's tables as Ray tasks at: {ADVICE}")
     parser.add_argument("--tier", default="embedded")
@@ -243,10 +324,15 @@ def main() -> None:
     args = parser.parse_args()
     if args.ray and args.what != "search":
         parser.error("--ray is for search; the other measures are one run")
+    if args.whole and args.ray is not None:
+        parser.error("--whole searches in this process: leave out --ray")
     if args.what == "perplexity" and args.text is None:
         parser.error("perplexity needs --text FILE")
     model = longrope.load(args.tier, args.path, args.device)
-    {"search": search, "passkey": passkey, "spread": spread, "perplexity": perplexity}[args.what](model, args)
+    COMMANDS[args.what](model, args)
+
+
+COMMANDS = {"search": search, "passkey": passkey, "blockwise": blockwise, "spread": spread, "perplexity": perplexity}
 
 
 if __name__ == "__main__":

@@ -12,8 +12,9 @@ from pathlib import Path
 
 from models.errors import BadInput
 from models.longrope.engine import Progress, Reading
+from models.longrope.haystack import Haystack
 from models.longrope.pipeline import Model
-from models.longrope.retrieval import make_prompt
+from models.longrope.retrieval import context, hide, make_prompt
 
 
 class NeedleFitness:
@@ -77,6 +78,39 @@ class Needles:
         model = longrope.load(self.tier, self.path, self.device)
         fitness = NeedleFitness(model, self.length, self.prompts, sparse=self.sparse)
         return lambda candidate: fitness(*candidate)
+
+
+class HaystackFitness:
+    """`NeedleFitness` on whole prompts, read blockwise: the haystack once, the needles' blocks once, and for each table
+    only the question and the answer. It sees what attention loses among many tokens.
+
+    reading: blockwise. Needles lie after its anchor.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        length: int,
+        prompts: int = 4,
+        seed: int = 1_000_000,
+        reading: Reading | None = None,
+        magnitude: str | float = "su",
+    ) -> None:
+        if prompts < 1:
+            raise BadInput(f"{prompts} prompts were asked for. Give a whole number from 1.")
+        self.model, self.length, self.magnitude = model, length, magnitude
+        reading = reading or Reading(mode="blockwise")
+        self.text = context(model, length)
+        self.haystack = Haystack(model.engine, self.text, reading)
+        hidden = [hide(model, self.text, (i + 0.5) / prompts, seed + i, reading.anchor) for i in range(prompts)]
+        self.changes = [self.haystack.changed(prompt.ids[: len(self.text)]) for prompt in hidden]
+        self.question = hidden[0].ids[len(self.text) :]
+        self.answers = [model.encode(f" {prompt.key}") for prompt in hidden]
+
+    def __call__(self, factors: Sequence[float], n_hat: int = 0) -> float:
+        rope = self.model.scaling("longrope", self.length, factors, self.magnitude, n_hat)
+        losses, _ = self.haystack.forced(rope, len(self.text), self.changes, self.question, self.answers)
+        return float(losses.mean())
 
 
 class PerplexityFitness:

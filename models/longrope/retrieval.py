@@ -134,6 +134,35 @@ def make_prompt(
     return Prompt(tuple(ids), (first, first + len(hidden)), key, depth, seed, len(end), notes)
 
 
+def context(model: Model, length: int) -> list[int]:
+    """The task and filler of a prompt of at most `length` tokens, without the question; nothing is hidden in it.
+
+    A longer one begins with the shorter ones.
+    """
+    length -= len(model.encode(f"\n{QUESTION}"))
+    start, first, unit = model.encode(TASK), model.encode("\n" + FILLER), model.encode(" " + FILLER)
+    return [*start, *first, *unit * ((length - len(start) - len(first)) // len(unit))]
+
+
+def hide(model: Model, text: Sequence[int], depth: float, seed: int, after: int = 0) -> Prompt:
+    """A prompt with a key instead of as many tokens of a text, so that all prompts of one text differ nowhere else.
+
+    Args:
+        text: what to hide it in, such as `context`'s; the question follows it. depth: 0 is the first end of a sentence
+            from token `after` on, 1 the text's end. seed: draws the key, the same as in `make_prompt`.
+
+    The prompt's own depth is where the needle is in the whole prompt. Raises `BadInput` for a text that is too short.
+    """
+    key = str(random.Random(f"passkey {seed}").randrange(10_000, 100_000))
+    hidden, end = model.encode(f"\n{NEEDLE.format(key=key)}\n"), model.encode(f"\n{QUESTION}")
+    room = len(text) - after - len(hidden)
+    if room < len(hidden):
+        raise BadInput(f"The text has {len(text):,} tokens, too few to hide a key after {after:,}. Give a longer one.")
+    first = min(max(_sentence_end(model, text, after + round(depth * room)), after), len(text) - len(hidden))
+    ids = (*text[:first], *hidden, *text[first + len(hidden) :], *end)
+    return Prompt(ids, (first, first + len(hidden)), key, first / len(ids), seed, len(end))
+
+
 def run(
     model: Model,
     prompt: Prompt,

@@ -94,15 +94,20 @@ def searched(model: str, tokens: int, pairs: int) -> tuple[int, np.ndarray]:
 
     Returns that length and the factors (pairs,). Raises `BadInput` naming the lengths there are.
     """
-    found = {int(path.stem.rpartition("-")[2]): path for path in SEARCHED.glob(f"{model}-*.csv")}
-    fitting = sorted(length for length in found if length >= tokens)
+    lengths = searched_lengths(model)
+    fitting = [length for length in lengths if length >= tokens]
     if not fitting:
-        there = ", ".join(f"{length:,}" for length in sorted(found)) or "none"
+        there = ", ".join(f"{length:,}" for length in lengths) or "none"
         raise BadInput(
             f"There is no searched table for {tokens:,} tokens (there are: {there}). Search one, upload one, or choose "
             "another method."
         )
-    return fitting[0], read_csv(found[fitting[0]].read_bytes(), pairs)[0]
+    return fitting[0], read_csv((SEARCHED / f"{model}-{fitting[0]}.csv").read_bytes(), pairs)[0]
+
+
+def searched_lengths(model: str) -> list[int]:
+    """The lengths there are searched tables for, in order."""
+    return sorted(int(path.stem.rpartition("-")[2]) for path in SEARCHED.glob(f"{model}-*.csv"))
 
 
 def product(stage1: Sequence[float] | np.ndarray, stage2: Sequence[float] | np.ndarray) -> np.ndarray:

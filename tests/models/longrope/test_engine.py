@@ -6,6 +6,7 @@ import time
 import weakref
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -67,17 +68,23 @@ def random_weights(config: LlamaConfig, seed: int = 0, tied: bool = True) -> dic
     return tensors
 
 
-def reference(config: LlamaConfig, w: dict[str, Tensor], ids: Tensor, rope: RopeScaling, see=None, at=None) -> Tensor:
-    """Logits (T, vocabulary) in float64. see: bool (T, T), which keys a query sees; None is causal. at: positions."""
+def reference(
+    config: LlamaConfig, w: dict[str, Tensor], ids: Tensor, rope: RopeScaling, see=None, at=None, inside=None
+) -> Tensor:
+    """Logits (T, vocabulary) in float64. see: bool (T, T), which keys a query sees; None is causal. at: positions.
+
+    inside: (rope, positions) of the first len(positions) tokens when it is they who look.
+    """
     c, T = config, len(ids)
     w = {name: tensor.double() for name, tensor in w.items()}
     mask = torch.ones(T, T).tril().bool() if see is None else see
-    angles = torch.from_numpy(rope.angles(torch.arange(T).numpy() if at is None else at))
+    everywhere = torch.arange(T).numpy() if at is None else at
 
     def norm(x, weight):
         return x / (x.square().mean(-1, keepdim=True) + c.eps).sqrt() * weight
 
-    def turn(x):  # (heads, T, head_dim)
+    def turn(x, rope=rope, at=everywhere):  # (heads, T, head_dim)
+        angles = torch.from_numpy(rope.angles(at))
         part, rest = x[..., : c.rotary_dim], x[..., c.rotary_dim :]
         half = c.rotary_dim // 2
         swapped = torch.cat((-part[..., half:], part[..., :half]), -1)
@@ -94,8 +101,11 @@ def reference(config: LlamaConfig, w: dict[str, Tensor], ids: Tensor, rope: Rope
             .transpose(0, 1)
             for n in "qkv"
         )
-        q, k, v = turn(q), turn(k).repeat_interleave(c.group, 0), v.repeat_interleave(c.group, 0)
-        scores = (q @ k.transpose(-1, -2) / math.sqrt(c.head_dim)).masked_fill(~mask, -math.inf)
+        k, v = k.repeat_interleave(c.group, 0), v.repeat_interleave(c.group, 0)
+        scores = turn(q) @ turn(k).transpose(-1, -2)
+        if inside is not None and (n := len(inside[1])):
+            scores[:, :n, :n] = turn(q[:, :n], *inside) @ turn(k[:, :n], *inside).transpose(-1, -2)
+        scores = (scores / math.sqrt(c.head_dim)).masked_fill(~mask, -math.inf)
         x = x + (scores.softmax(-1) @ v).transpose(0, 1).reshape(T, -1) @ w[f"{p}self_attn.o_proj.weight"].T
         h = norm(x, w[f"{p}post_attention_layernorm.weight"])
         gate = torch.nn.functional.silu(h @ w[f"{p}mlp.gate_proj.weight"].T)
@@ -191,8 +201,8 @@ def test_decoding_from_the_cache_is_full_recomputation(engine, mode):
         if mode == "exact":
             close(logits, reference(CONFIG, WEIGHTS, torch.tensor(ids), YARN)[-1])
         else:  # the context is cut as before; question and answer see everything
-            see = blockwise_mask(len(ids), len(IDS) - 9, 16, 8)
-            close(logits, reference(CONFIG, WEIGHTS, torch.tensor(ids), YARN, see)[-1])
+            see, at = blockwise_mask(len(ids), len(IDS) - 9, 16, 8), blockwise_positions(len(IDS) - 9, 16, 8)
+            close(logits, reference(CONFIG, WEIGHTS, torch.tensor(ids), YARN, see, inside=(PLAIN, at))[-1])
     answer = engine.complete(IDS, 8, YARN, reading)
     assert answer.ids == ids[75:] and answer.prompt == 75 and answer.mode == mode and answer.method == "yarn"
 
@@ -238,12 +248,23 @@ def blockwise_mask(total: int, context: int, block: int, anchor: int) -> Tensor:
     return see
 
 
+def blockwise_positions(context: int, block: int, anchor: int) -> np.ndarray:
+    """Of tokens of a context as they see each other: each block right after the anchor."""
+    return np.array([t if t < block else anchor + t % block for t in range(context)])
+
+
 @pytest.mark.parametrize("chunk", [3, 16, 1000])
 @pytest.mark.parametrize(("block", "anchor", "question"), [(16, 8, 9), (16, 0, 1), (16, 16, 30), (10, 5, 75)])
 def test_blockwise_is_the_reference_with_its_mask(engine, chunk, block, anchor, question):
     found = last_logits(engine, IDS, mode="blockwise", chunk=chunk, block=block, anchor=anchor, question=question)
-    see = blockwise_mask(75, 75 - question, block, anchor)
-    close(found, reference(CONFIG, WEIGHTS, torch.tensor(IDS), YARN, see)[-1])
+    see, at = blockwise_mask(75, 75 - question, block, anchor), blockwise_positions(75 - question, block, anchor)
+    close(found, reference(CONFIG, WEIGHTS, torch.tensor(IDS), YARN, see, inside=(PLAIN, at))[-1])
+
+
+def test_blocks_beyond_the_window_have_the_methods_angles(engine):
+    found = last_logits(engine, IDS, mode="blockwise", block=25, anchor=8, question=9)
+    see, at = blockwise_mask(75, 66, 25, 8), blockwise_positions(66, 25, 8)
+    close(found, reference(CONFIG, WEIGHTS, torch.tensor(IDS), YARN, see, inside=(YARN, at))[-1])
 
 
 def test_blockwise_with_one_block_is_exact(engine):

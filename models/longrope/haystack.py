@@ -1,0 +1,309 @@
+"""A long text read once and asked many times: for tests of many needles, and of many methods, at one price.
+
+Blocks are read as in blockwise mode, so a needle changes nothing but the rest of its own block: only that is read again
+for each prompt. Keys are kept as they are before rotation and turned when they are looked at. Each block was read at
+positions inside the trained window with the model's own angles; the method's angles and the true positions are what the
+question sees. So one reading serves every method, and every length up to its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from models.errors import BadInput
+from models.longrope.attention import Part, attend, attend_causal, fold, merge
+from models.longrope.cache import KVCache
+from models.longrope.engine import (
+    DTYPES,
+    Block,
+    Engine,
+    Piece,
+    Progress,
+    Reading,
+    available_bytes,
+    check_memory,
+    check_rope,
+    memory_needed,
+    plan,
+)
+from models.longrope.network import mlp, project, rotate
+from models.longrope.rope import MAX_POSITION, RopeScaling, scaling
+
+STRETCH = 4096  # keys turned and looked at together
+
+
+@dataclass
+class Change:
+    """What a prompt has instead of the haystack's tokens start to stop - 1: their keys, not rotated, and values."""
+
+    start: int
+    stop: int
+    cache: KVCache
+
+
+@dataclass
+class _Branch:
+    """One prompt: the context's tokens it sees, what is changed there, and each layer's keys and values since."""
+
+    context: int
+    change: Change | None
+    tail: list[tuple[Tensor, Tensor]] = field(default_factory=list)
+
+    @property
+    def length(self) -> int:
+        return self.context + (self.tail[0][0].shape[1] if self.tail else 0)
+
+    def extend(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """All keys and values since the context, with these (KV heads, T, head_dim) at the end."""
+        if layer == len(self.tail):
+            self.tail.append((keys, values))
+        else:
+            old_keys, old_values = self.tail[layer]
+            self.tail[layer] = torch.cat((old_keys, keys), 1), torch.cat((old_values, values), 1)
+        return self.tail[layer]
+
+
+class Haystack:
+    """The context of many prompts, in the cache of `reading`; `read` holds how many of its tokens were read.
+
+    ids: the text, without a question. reading: blockwise. progress: as in `Engine.complete`; raising in it, or
+    `keep_on` returning False, ends the reading after whole pieces, and what was read can be asked.
+
+    Raises:
+        BadInput: another mode, blocks that with their anchor leave the trained window, an empty or too long text.
+        OutOfMemory: the cache does not fit.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        ids: Sequence[int],
+        reading: Reading,
+        progress: Progress | None = None,
+        keep_on: Callable[[], bool] = lambda: True,
+    ) -> None:
+        reading = engine.settled(reading)
+        c = engine.config
+        if reading.mode != "blockwise":
+            raise BadInput(f"A haystack is read blockwise, not in mode {reading.mode}.")
+        if reading.anchor + reading.block > c.window:
+            raise BadInput(
+                f"An anchor of {reading.anchor} and a block of {reading.block} tokens are more than the {c.window} the "
+                "model was trained for. Choose smaller ones."
+            )
+        if len(ids) > MAX_POSITION + 1:
+            raise BadInput(f"{len(ids):,} tokens are too many. At most {MAX_POSITION + 1:,} can be read.")
+        check_memory(memory_needed(c, len(ids), reading, engine.dtype, loaded=True), available_bytes(engine.device))
+        self.engine, self.reading = engine, reading
+        self.read = self.length = 0
+        plain = scaling("none", c.rotary_dim, c.base, c.window, c.window)
+        self.block = Block(c, plain, reading, DTYPES[engine.dtype], engine.device)
+        self.far: tuple[object, tuple[Tensor, Tensor]] | None = None
+        self.tokens = engine.tokens(ids)
+        self.cache = self._empty(len(ids), reading)
+        self.change: Change | None = None  # being read now
+        with torch.inference_mode():
+            for piece in self._pieces(len(ids)):
+                if not keep_on():
+                    break
+                self._piece(self.tokens, piece)
+                self.read = piece.stop
+                if progress is not None:
+                    progress(piece.stop, 0.0)
+
+    def _empty(self, capacity: int, reading: Reading) -> KVCache:
+        c = self.engine.config
+        return KVCache(c.layers, c.kv_heads, c.head_dim, capacity, str(reading.kv), self.engine.device, reading.folder)
+
+    def _pieces(self, tokens: int) -> list[Piece]:
+        question = self.reading.question
+        return [piece for piece in plan(tokens + question, self.reading) if piece.start < tokens]
+
+    def _piece(self, tokens: Tensor, piece: Piece) -> None:
+        rows = piece.stop - piece.start
+        self.engine.read_piece(self, tokens[piece.start : piece.stop], piece, rows, lambda: None)
+
+    # ---- reading ----------------------------------------------------------------------------------------------
+
+    def attend(
+        self, layer: int, q: Tensor, k: Tensor, v: Tensor, piece: Piece, first: int, tick: Callable[[], None]
+    ) -> Tensor:
+        """As `Session.attend`, for pieces of the context; keys are stored as they are before rotation."""
+        keys, values = k.transpose(0, 1), v.transpose(0, 1)
+        if self.change is None:
+            self.cache.write(layer, piece.start, keys, values)
+        else:
+            self.change.cache.write(layer, piece.start - self.change.start, keys, values)
+        return self.block.attend(layer, q, k, v, piece, first)
+
+    def stored(
+        self, layer: int, start: int, stop: int, change: Change | None, dtype: torch.dtype
+    ) -> tuple[Tensor, Tensor]:
+        """Keys, not rotated, and values (KV heads, stop - start, head_dim) with a prompt's changes."""
+        ((keys, values),) = self.cache.read(layer, start, stop, stop - start, dtype)
+        if change is None or change.stop <= start or stop <= change.start:
+            return keys, values
+        low, high = max(start, change.start), min(stop, change.stop)
+        at = low - change.start
+        ((new_keys, new_values),) = change.cache.read(layer, at, at + high - low, high - low, dtype)
+        keys, values = keys.clone(), values.clone()
+        keys[:, low - start : high - start] = new_keys
+        values[:, low - start : high - start] = new_values
+        return keys, values
+
+    @torch.inference_mode()
+    def changed(self, ids: Sequence[int]) -> Change | None:
+        """Reads anew what a context that differs from the haystack in some place has there: its block.
+
+        Raises `BadInput` if it is longer than what was read, or differs within the anchor, which every block sees.
+        """
+        if len(ids) > self.read:
+            raise BadInput(f"The context has {len(ids):,} tokens; {self.read:,} of the haystack were read.")
+        tokens = self.engine.tokens(ids)
+        places = (tokens != self.tokens[: len(ids)]).nonzero()
+        if not len(places):
+            return None
+        first, last = int(places[0]), int(places[-1])
+        if first < self.reading.anchor:
+            raise BadInput(f"Token {first} differs, inside the anchor of {self.reading.anchor}. Hide needles after it.")
+        size = self.reading.block
+        begin, end = first // size * size, (last // size + 1) * size
+        pieces = [piece for piece in self._pieces(len(ids)) if begin <= piece.start < end]
+        start, stop = pieces[0].start, pieces[-1].stop
+        self.change = Change(start, stop, self._empty(stop - start, replace(self.reading, folder=None)))
+        try:
+            for piece in pieces:
+                self._piece(tokens, piece)
+            return self.change
+        finally:
+            self.change = None
+
+    # ---- asking -----------------------------------------------------------------------------------------------
+
+    @torch.inference_mode()
+    def answers(
+        self,
+        rope: RopeScaling,
+        context: int,
+        changes: Sequence[Change | None],
+        question: Sequence[int],
+        count: int,
+        stop: Sequence[int] = (),
+    ) -> list[list[int]]:
+        """Greedy answers of up to `count` tokens to one question at position `context`, one for each of `changes`."""
+        branches = self._branches(rope, context, changes)
+        hidden = self._read(rope, branches, self.engine.tokens(question).expand(len(branches), -1))
+        found: list[list[int]] = [[] for _ in branches]
+        going = list(range(len(branches)))
+        for index in range(count):
+            likeliest = self.engine.logits(hidden[:, -1]).argmax(-1).tolist()
+            for at, token in zip(going, likeliest, strict=True):
+                found[at].append(token)
+            going = [at for at in going if found[at][-1] not in stop]
+            if not going or index + 1 == count:
+                break
+            latest = torch.tensor([[found[at][-1]] for at in going], device=self.engine.device)
+            hidden = self._read(rope, [branches[at] for at in going], latest)
+        return [[token for token in answer if token not in stop] for answer in found]
+
+    @torch.inference_mode()
+    def forced(
+        self,
+        rope: RopeScaling,
+        context: int,
+        changes: Sequence[Change | None],
+        question: Sequence[int],
+        answers: Sequence[Sequence[int]],
+    ) -> tuple[Tensor, Tensor]:
+        """Negative log-likelihood of each answer's tokens, nats, float32 (answers, tokens), all equally long; and
+        whether each was the likeliest, bool: all are where greedy decoding would say the same."""
+        branches = self._branches(rope, context, changes)
+        rows = [[*question, *answer] for answer in answers]
+        tokens = torch.stack([self.engine.tokens(row) for row in rows])
+        hidden = self._read(rope, branches, tokens[:, :-1])[:, len(question) - 1 :]
+        logits = self.engine.logits(hidden.flatten(0, 1)).unflatten(0, hidden.shape[:2])
+        wanted = tokens[:, len(question) :]
+        return F.cross_entropy(logits.transpose(1, 2), wanted, reduction="none").cpu(), (
+            logits.argmax(-1) == wanted
+        ).cpu()
+
+    def _branches(self, rope: RopeScaling, context: int, changes: Sequence[Change | None]) -> list[_Branch]:
+        check_rope(self.engine.config, rope)
+        if not 0 < context <= self.read:
+            raise BadInput(f"A context of {context:,} tokens was asked for; {self.read:,} were read.")
+        return [_Branch(context, change) for change in changes]
+
+    def _read(self, rope: RopeScaling, branches: Sequence[_Branch], tokens: Tensor) -> Tensor:
+        """One more piece of every branch. tokens: (branches, T). Returns hidden states (branches, T, width)."""
+        engine, (count, rows) = self.engine, tokens.shape
+        start = branches[0].length
+        x = F.embedding(tokens.flatten(), engine.weights.embedding)
+        for index, layer in enumerate(engine.weights.layers):
+            cos, sin = _angles(rope, np.arange(start, start + rows), index, engine.device)
+            queries, parts = [], []
+            for branch, q, k, v in zip(
+                branches, *(y.split(rows) for y in project(layer, engine.config, x)), strict=True
+            ):
+                keys, values = branch.extend(index, rotate(k, cos, sin).transpose(0, 1), v.transpose(0, 1))
+                queries.append(fold(rotate(q, cos, sin), engine.config.kv_heads))
+                parts.append(
+                    attend(queries[-1], keys, values) if rows == 1 else attend_causal(queries[-1], keys, values)
+                )
+            seen = self._look(rope, index, branches, torch.stack(queries, 2), _stacked(parts))
+            x = mlp(layer, engine.config, torch.addmm(x, seen.to(x.dtype), layer.output.T))
+        return x.unflatten(0, (count, rows))
+
+    def _look(self, rope: RopeScaling, layer: int, branches: Sequence[_Branch], queries: Tensor, seen: Part) -> Tensor:
+        """All branches look at the context; what they share is turned once.
+
+        queries: (KV heads, group, branches, T, head_dim). seen: what they saw of themselves. Returns hidden states
+        (branches * T, heads * head_dim).
+        """
+        context = branches[0].context
+        cos, sin = self._far(rope, layer, context)
+        for low in range(0, context, STRETCH):
+            high = min(low + STRETCH, context)
+            groups: dict[int | None, list[int]] = {}
+            for index, branch in enumerate(branches):
+                own = branch.change is not None and branch.change.start < high and low < branch.change.stop
+                groups.setdefault(index if own else None, []).append(index)
+            for own_index, members in groups.items():
+                change = None if own_index is None else branches[own_index].change
+                keys, values = self.stored(layer, low, high, change, queries.dtype)
+                keys = _turn(keys, cos[low:high], sin[low:high])
+                rows = queries[:, :, members]
+                out, total = attend(rows.flatten(2, 3), keys, values.contiguous())
+                part = out.unflatten(2, rows.shape[2:4]).float(), total.unflatten(2, rows.shape[2:4])
+                merged = merge([(seen[0][:, :, members], seen[1][:, :, members]), part])
+                seen[0][:, :, members], seen[1][:, :, members] = merged
+        return seen[0].permute(2, 3, 0, 1, 4).flatten(2).flatten(0, 1)
+
+    def _far(self, rope: RopeScaling, layer: int, context: int) -> tuple[Tensor, Tensor]:
+        """cos and sin of the whole context, made once for all layers that share a row of factors."""
+        row = layer if rope.rescale_factors.ndim == 2 else 0
+        wanted = (rope, row, context)  # a table equals itself only
+        if self.far is None or self.far[0] != wanted:
+            self.far = wanted, _angles(rope, np.arange(context), row, self.engine.device)
+        return self.far[1]
+
+
+def _angles(rope: RopeScaling, positions: np.ndarray, layer: int, device: str) -> tuple[Tensor, Tensor]:
+    row = layer if rope.rescale_factors.ndim == 2 else 0
+    cos, sin = rope.cos_sin(positions, row)
+    return torch.from_numpy(cos).to(device), torch.from_numpy(sin).to(device)
+
+
+def _turn(keys: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotated keys (KV heads, T, head_dim)."""
+    return rotate(keys.transpose(0, 1), cos, sin).transpose(0, 1).contiguous()
+
+
+def _stacked(parts: Sequence[Part]) -> Part:
+    """Parts of branches as one, float32: (KV heads, group, branches, T, head_dim) and without head_dim."""
+    return torch.stack([out for out, _ in parts], 2).float(), torch.stack([total for _, total in parts], 2)

@@ -1,0 +1,110 @@
+"""One haystack, many needles: the same as reading every prompt by itself, in blockwise mode."""
+
+import pytest
+import torch
+
+from models.errors import BadInput
+from models.longrope.engine import Engine, Reading
+from models.longrope.haystack import Haystack
+from models.longrope.network import LlamaConfig
+from models.longrope.rope import scaling
+from tests.models.longrope.test_engine import CONFIG, random_weights
+
+TEXT = torch.randint(0, 97, (70,), generator=torch.Generator().manual_seed(3)).tolist()
+QUESTION = [5, 9, 2, 11, 60]
+READING = Reading(mode="blockwise", chunk=5, block=16, anchor=8, question=len(QUESTION))
+YARN = scaling("yarn", 16, 1e4, 32, 128)
+PI = scaling("pi", 16, 1e4, 32, 128)
+
+
+@pytest.fixture(scope="module")
+def engine() -> Engine:
+    return Engine(CONFIG, random_weights(CONFIG, tied=False))
+
+
+@pytest.fixture(scope="module")
+def haystack(engine) -> Haystack:
+    return Haystack(engine, TEXT, READING)
+
+
+def hidden(at: int, needle=(90, 91, 92), length: int = len(TEXT)) -> list[int]:
+    return [*TEXT[:at], *needle, *TEXT[at + len(needle) :]][:length]
+
+
+@pytest.mark.parametrize("rope", [YARN, PI])
+def test_answers_are_those_of_each_prompt_read_by_itself(engine, haystack, rope):
+    contexts = [TEXT, hidden(8), hidden(14), hidden(33), hidden(67)]  # one lies in two blocks
+    changes = [haystack.changed(context) for context in contexts]
+    found = haystack.answers(rope, len(TEXT), changes, QUESTION, 6)
+    alone = [engine.complete([*context, *QUESTION], 6, rope, READING).ids for context in contexts]
+    assert found == alone and len({tuple(answer) for answer in alone}) > 1
+
+
+@pytest.mark.parametrize("kv", ["float32", "int8", "int4"])
+@pytest.mark.parametrize("at", [8, 14, 33, 50])
+def test_the_cache_with_a_needle_is_that_of_a_fresh_reading_bit_for_bit(engine, kv, at):
+    reading = Reading(mode="blockwise", chunk=5, block=16, anchor=8, question=5, kv=kv)
+    shared = Haystack(engine, TEXT, reading)
+    change = shared.changed(hidden(at))
+    fresh = Haystack(engine, hidden(at), reading)
+    for layer in range(CONFIG.layers):
+        mine, its = (one.stored(layer, 0, len(TEXT), c, torch.float32) for one, c in ((shared, change), (fresh, None)))
+        assert all(torch.equal(a, b) for a, b in zip(mine, its, strict=True))
+    assert shared.changed(TEXT) is None  # and reading a needle leaves the haystack as it was
+    again = Haystack(engine, TEXT, reading)
+    for layer in range(CONFIG.layers):
+        pair = zip(shared.cache.stores[layer], again.cache.stores[layer], strict=True)
+        assert all(torch.equal(a.numbers, b.numbers) for a, b in pair)
+
+
+def test_losses_are_the_engines_and_say_what_greedy_decoding_says(engine, haystack):
+    contexts = [hidden(20), hidden(40, (1, 2, 3))]
+    changes = [haystack.changed(context) for context in contexts]
+    greedy = haystack.answers(YARN, len(TEXT), changes, QUESTION, 4)
+    losses, likeliest = haystack.forced(YARN, len(TEXT), changes, QUESTION, [greedy[0], [7, 8, 9, 10]])
+    assert likeliest[0].all() and not likeliest[1].all()
+    for context, answer, row in zip(contexts, (greedy[0], [7, 8, 9, 10]), losses, strict=True):
+        prompt = [*context, *QUESTION]
+        reading = Reading(
+            mode="blockwise", chunk=5, block=16, anchor=8, question=len(QUESTION) + 3
+        )  # the last is not read
+        alone = engine.losses([*prompt, *answer], len(prompt), YARN, reading)
+        assert torch.allclose(row, alone, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("length", [16, 37, 64])
+def test_a_shorter_prompt_is_the_beginning_of_the_haystack(engine, haystack, length):
+    context = hidden(10, length=length)
+    found = haystack.answers(YARN, length, [haystack.changed(context)], QUESTION, 5)
+    assert found == [engine.complete([*context, *QUESTION], 5, YARN, READING).ids]
+
+
+def test_answers_end_at_a_stop_token(engine, haystack):
+    (whole,) = haystack.answers(YARN, len(TEXT), [None], QUESTION, 6)
+    at = next(i for i, token in enumerate(whole) if token not in whole[:i] and i)
+    assert haystack.answers(YARN, len(TEXT), [None], QUESTION, 6, stop=(whole[at],)) == [whole[:at]]
+
+
+def test_reading_may_end_early_and_what_was_read_is_asked(engine):
+    seen: list[int] = []
+    part = Haystack(engine, TEXT, READING, lambda read, _: seen.append(read), lambda: len(seen) < 4)
+    assert part.read == seen[-1] < len(TEXT)
+    context = hidden(9, length=part.read)
+    found = part.answers(PI, part.read, [part.changed(context)], QUESTION, 4)
+    assert found == [engine.complete([*context, *QUESTION], 4, PI, READING).ids]
+    with pytest.raises(BadInput, match="were read"):
+        part.answers(PI, part.read + 1, [None], QUESTION, 4)
+    with pytest.raises(BadInput, match="were read"):
+        part.changed(TEXT)
+
+
+def test_needles_in_the_anchor_and_other_modes_are_refused(engine, haystack):
+    with pytest.raises(BadInput, match="inside the anchor"):
+        haystack.changed(hidden(7))
+    with pytest.raises(BadInput, match="blockwise"):
+        Haystack(engine, TEXT, Reading())
+    with pytest.raises(BadInput, match="trained for"):
+        Haystack(engine, TEXT, Reading(mode="blockwise", block=30, anchor=8))
+    other = LlamaConfig(**{**vars(CONFIG), "rotary_dim": 8})
+    with pytest.raises(BadInput, match="rotary_dim"):
+        Haystack(Engine(other, random_weights(other)), TEXT, READING).answers(YARN, 20, [None], QUESTION, 1)
