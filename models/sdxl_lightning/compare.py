@@ -10,7 +10,7 @@ shipped student of its step count, with the middle 95 % of resampled captions.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -120,23 +120,24 @@ def interval(ruler: Ruler, mine: tuple[Tensor, Tensor], theirs: tuple[Tensor, Te
     return {name: [low[i], high[i]] for i, name in enumerate(("fid", "patch_fid", "match"))}
 
 
-def compared(folder: Path, runs: Path, count: int) -> dict[str, object]:
-    """All shipped students and rivals, ready for `record`."""
+def compared(folder: Path, runs: Path, count: int, steps: Sequence[int]) -> Iterator[dict[str, object]]:
+    """What is to be recorded after each rival: step counts in the order given, the shipped student first."""
     ruler, rows = Ruler(folder, count), []
-    base: dict[int, tuple[Tensor, Tensor]] = {}
-    others = list(rivals(folder, runs))
-    needed = {entry.model.steps for entry in others}
-    for entry in [*(e for e in shipped(folder) if e.model.steps in needed), *others]:
-        features = _features(ruler, entry, runs / "features", count)
-        row = {**asdict(ruler.row(entry.model, *features)), "training_steps": None, "cpu_minutes": None, "budget": None}
-        if entry.cost is None:
-            base[entry.model.steps] = features
-            row["training_steps"] = budget(entry.model.steps)
-        else:
-            row |= {"training_steps": entry.cost.steps, "cpu_minutes": entry.cost.cpu / 60, "budget": entry.share}
-            row["against_shipped"] = interval(ruler, features, base[entry.model.steps])
-        rows.append(row)
-    return {"captions": count, "offered": OFFERED, "resampled": RESAMPLED, "rows": rows}
+    mine, others = list(shipped(folder)), list(rivals(folder, runs))
+    for n in steps:
+        base: tuple[Tensor, Tensor] | None = None
+        for entry in [entry for entry in [*mine, *others] if entry.model.steps == n]:
+            features = _features(ruler, entry, runs / "features", count)
+            row: dict[str, object] = asdict(ruler.row(entry.model, *features))
+            if entry.cost is None:
+                base = features
+                row["training_steps"] = budget(n)
+            else:
+                row |= {"training_steps": entry.cost.steps, "share": entry.share, "cpu_minutes": entry.cost.cpu / 60}
+                if base is not None:
+                    row["against_shipped"] = interval(ruler, features, base)
+            rows.append(row)
+            yield {"captions": count, "offered": OFFERED, "resampled": RESAMPLED, "rows": rows}
 
 
 def _features(ruler: Ruler, entry: Entry, folder: Path, count: int) -> tuple[Tensor, Tensor]:
@@ -156,8 +157,10 @@ def main() -> None:
     parser.add_argument("--runs", type=Path, default=FOLDER)
     parser.add_argument("--out", type=Path, default=SHIPPED / "evidence" / "rivals.json")
     parser.add_argument("--count", type=int, default=1000, help="held-out captions")
+    parser.add_argument("--steps", type=int, nargs="+", default=[4, 1, 2, 8], help="step counts, in this order")
     args = parser.parse_args()
-    record(args.out, compared(args.weights, args.runs, args.count))
+    for result in compared(args.weights, args.runs, args.count, args.steps):
+        record(args.out, result)
 
 
 if __name__ == "__main__":

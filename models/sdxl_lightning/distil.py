@@ -14,12 +14,14 @@ Resumable: each phase has its state and log under `runs/sdxl_lightning/distil`; 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
+from PIL.Image import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -74,10 +76,13 @@ STAGES = {
 
 @dataclass
 class Teacher:
-    """Whom a stage follows: the network and, in the first stage only, the empty prompt's states for guidance."""
+    """Whom a stage follows: the network, in the first stage only the empty prompt's states for guidance with a scale,
+    and what it predicts."""
 
     network: nn.Module
     empty: Tensor | None = None
+    scale: float = SCALE
+    prediction: str = "v_prediction"
 
 
 @dataclass(frozen=True)
@@ -93,17 +98,19 @@ class Leap:
 
 def leap(stage: Stage, teacher: Teacher, schedule: Schedule, clean: Tensor, words: Tensor) -> Leap:
     """Noised data and where the teacher lands from there. At T the start is pure noise (paper, 3.5)."""
-    times = torch.tensor(trailing(stage.grid))
+    times = torch.tensor(trailing(stage.grid), device=clean.device)
     end = len(times) - 1
     places, weights = torch.tensor(list(stage.starts)), torch.tensor(list(stage.starts.values()))
-    at = places[torch.multinomial(weights, len(clean), replacement=True)]
+    at = places[torch.multinomial(weights, len(clean), replacement=True)].to(clean.device)
     t = times[at]
     x = start = schedule.shown(clean, torch.randn_like(clean), t)
     with torch.no_grad():
         for _ in range(stage.count):
             following = (at + stage.stride).clamp(max=end)
             now = times[at].clamp(min=0)
-            guess = estimate(teacher.network, "v_prediction", schedule, x, now, words, teacher.empty, SCALE)
+            guess = estimate(
+                teacher.network, teacher.prediction, schedule, x, now, words, teacher.empty, teacher.scale
+            )  # fmt: skip
             there = schedule.moved(x, guess, now, times[following])
             x = torch.where((at == end)[:, None, None, None], x, there)
             at = following
@@ -129,8 +136,8 @@ def clean_that_lands(schedule: Schedule, way: Leap) -> Tensor:
     """The x_0 with which equation 3 leads from x_t to the target."""
     inside = way.to.clamp(min=0)
     end = (way.to < 0)[:, None, None, None]
-    a_to = torch.where(end, torch.ones(()), schedule.a(inside))
-    ratio = torch.where(end, torch.zeros(()), schedule.s(inside)) / schedule.s(way.t)
+    a_to = torch.where(end, 1.0, schedule.a(inside))
+    ratio = torch.where(end, 0.0, schedule.s(inside)) / schedule.s(way.t)
     return (way.target - ratio * way.x) / (a_to - ratio * schedule.a(way.t))
 
 
@@ -141,9 +148,15 @@ def judged_at(stage: Stage, schedule: Schedule, way: Leap) -> tuple[Callable[[Te
     """
     if stage.prediction != "sample":
         return lambda landed: landed, way.to
-    t = torch.tensor(RENOISED)[torch.randint(len(RENOISED), way.t.shape)]
+    t = torch.tensor(RENOISED)[torch.randint(len(RENOISED), way.t.shape)].to(way.x.device)
     noise = torch.randn_like(way.x)
     return lambda landed: schedule.noised(landed, noise, t), t
+
+
+class Source(Protocol):
+    """Where pictures come from: `draw` gives latents (count, C, h, w) and words, a share of them empty, float32."""
+
+    def draw(self, count: int, no_words: float) -> tuple[Tensor, Tensor]: ...
 
 
 class Distiller:
@@ -153,11 +166,19 @@ class Distiller:
         stage: of STAGES. teacher: whom to follow. student: the network to train (changed in place).
         judge: the network whose encoder the discriminators start as.
         folder: for states, logs and grids.
+        source: of pictures. schedule: on their device.
+        look: draws a student's grid with fixed noise, or None.
+        batch: pictures that go through a network at once. gathered: how many such batches make a step.
     """
 
-    def __init__(self, stage: Stage, teacher: Teacher, student: nn.Module, judge: nn.Module, folder: Path) -> None:
+    def __init__(
+        self, stage: Stage, teacher: Teacher, student: nn.Module, judge: nn.Module, folder: Path, source: Source,
+        schedule: Schedule | None = None, look: Callable[[nn.Module, str, int], Image] | None = None,
+        batch: int = BATCH, gathered: int = 1,
+    ) -> None:  # fmt: skip
         self.stage, self.teacher, self.student, self.judge, self.folder = stage, teacher, student, judge, folder
-        self.schedule, self.pool, self.preview = Schedule(), Pool.load(), Preview()
+        self.schedule, self.source, self.look = schedule or Schedule(), source, look
+        self.batch, self.gathered = batch, gathered
         self.no_words = 0.1 if teacher.empty is None else 0.0  # guidance has no meaning without words
 
     def follow(self, rate: float) -> None:
@@ -169,24 +190,27 @@ class Distiller:
         total = 0.0
         for step in run.remaining():
             _set_rate(optimiser, rate_at(rate, step, run.steps, warm=20))
-            way = self._leap()
-            loss = following_loss(self.stage, self.schedule, self._estimate(way), way)
-            descend(loss, optimiser)
+
+            def loss() -> Tensor:
+                way = self._leap()
+                return following_loss(self.stage, self.schedule, self._estimate(way), way)
+
+            total += descend([loss] * self.gathered, optimiser)
             average.update(self.student)
-            total += float(loss.detach())
             if (step + 1) % 25 == 0:
                 run.log(loss=total / 25)
                 total = 0.0
         self._finish(average, run)
 
-    def judged(self, pairs: bool, rate: float, judge_rate: float, anchor: float) -> None:
+    def judged(self, pairs: bool, rate: float, judge_rate: float, anchor: float, normed: bool = True) -> None:
         """The adversarial objective; `pairs`: the discriminator sees x_t. A fresh discriminator each time.
 
         anchor: weight of the squared error that is kept beside it (the paper keeps none; runs this short need it).
+        normed: whether the discriminator's head is spectrally normalised.
         """
         phase, steps = ("judged", self.stage.judged) if pairs else ("free", self.stage.free)
         torch.manual_seed(0)
-        critic = Discriminator(self.judge, pairs)
+        critic = Discriminator(self.judge, pairs, normed).to(self.schedule.alphas.device)
         optimiser = torch.optim.Adam(self._trained(), lr=rate, betas=(0.0, 0.99), fused=True)
         critics = torch.optim.Adam(critic.parameters(), lr=judge_rate, betas=(0.0, 0.99), fused=True)
         average = Average(self.student, 0.98)
@@ -198,34 +222,26 @@ class Distiller:
         for step in run.remaining():
             _set_rate(critics, judge_rate * min(1.0, (step + 1) / 10))
             _set_rate(optimiser, rate * min(1.0, max(0.0, (step - 20) / 10)))  # the critic learns first
-            way = self._leap()
-            guess = self._estimate(way)
-            landed = self.schedule.moved(way.x, guess, way.t, way.to)
-            show, t = judged_at(self.stage, self.schedule, way)
-
-            def logits(points: Tensor, way: Leap = way, show: Callable = show, t: Tensor = t) -> Tensor:
-                return critic(show(points), t, way.words, way.x, way.t)
-
+            turns = [self._turn(critic) for _ in range(self.gathered)]
             critic.requires_grad_(True)
-            real, fake = logits(way.target), logits(landed.detach())
-            critic_loss = discriminator_loss(real, fake)
-            descend(critic_loss, critics)
+            descend([turn.critic_loss for turn in turns], critics)
             critic.requires_grad_(False)
-            adversarial = generator_loss(logits(landed))
-            near = following_loss(self.stage, self.schedule, guess, way)
-            descend(adversarial + anchor * near, optimiser)
+            descend([partial(turn.student_loss, anchor) for turn in turns], optimiser)
             average.update(self.student)
-            sums += torch.stack(
-                [critic_loss, adversarial, near, ((real > 0).sum() + (fake < 0).sum()) / (2 * len(real))]
-            ).detach()
+            sums += torch.tensor([turn.figures for turn in turns]).mean(0)
             if (step + 1) % 20 == 0:
                 critic_mean, adversarial_mean, near_mean, right = (sums / 20).tolist()
                 run.log(critic=critic_mean, adversarial=adversarial_mean, near=near_mean, right=right)
                 sums.zero_()
         self._finish(average, run)
 
+    def _turn(self, critic: nn.Module) -> Turn:
+        way = self._leap()
+        guess = partial(self._estimate, way)
+        return Turn(self.stage, self.schedule, critic, way, guess, *judged_at(self.stage, self.schedule, way))
+
     def _leap(self) -> Leap:
-        return leap(self.stage, self.teacher, self.schedule, *self.pool.draw(BATCH, self.no_words))
+        return leap(self.stage, self.teacher, self.schedule, *self.source.draw(self.batch, self.no_words))
 
     def _estimate(self, way: Leap) -> Tensor:
         return estimate(self.student, self.stage.prediction, self.schedule, way.x, way.t, way.words)
@@ -235,7 +251,48 @@ class Distiller:
 
     def _finish(self, average: Average, run: Run) -> None:
         average.copy_to(self.student)
-        self.preview.student(self.student, self.stage.prediction, self.stage.steps).save(run.folder / "grid.png")
+        if self.look is not None:
+            self.look(self.student, self.stage.prediction, self.stage.steps).save(run.folder / "grid.png")
+
+
+@dataclass
+class Turn:
+    """One batch of the adversarial game: first the critic learns from it, then the student.
+
+    guess: computes the student's estimate; twice, so that no batch's graph waits for the others' turn.
+    show, t: how landing points are shown, see `judged_at`.
+    """
+
+    stage: Stage
+    schedule: Schedule
+    critic: nn.Module
+    way: Leap
+    guess: Callable[[], Tensor]
+    show: Callable[[Tensor], Tensor]
+    t: Tensor
+    figures: list[float] = field(default_factory=lambda: [0.0] * 4)  # the critic's, the student's, near; share right
+
+    def critic_loss(self) -> Tensor:
+        with torch.no_grad():
+            landed = self._landed(self.guess())
+        real, fake = self._logits(self.way.target), self._logits(landed)
+        loss = discriminator_loss(real, fake)
+        self.figures[0] = loss.item()
+        self.figures[3] = ((real > 0).sum() + (fake < 0).sum()).item() / (2 * len(real))
+        return loss
+
+    def student_loss(self, anchor: float) -> Tensor:
+        guess = self.guess()
+        adversarial = generator_loss(self._logits(self._landed(guess)))
+        near = following_loss(self.stage, self.schedule, guess, self.way)
+        self.figures[1], self.figures[2] = adversarial.item(), near.item()
+        return adversarial + anchor * near
+
+    def _landed(self, guess: Tensor) -> Tensor:
+        return self.schedule.moved(self.way.x, guess, self.way.t, self.way.to)
+
+    def _logits(self, points: Tensor) -> Tensor:
+        return self.critic(self.show(points), self.t, self.way.words, self.way.x, self.way.t)
 
 
 def turned_to_sample(network: Any) -> Any:
@@ -259,7 +316,7 @@ def run_stage(name: str, base: nn.Module, empty: Tensor, folder: Path, rates: Ra
         teacher = Teacher(followed.fused().eval().requires_grad_(False))
         student = turned_to_sample(followed.fused()) if name == "1" else followed
     # Discriminators start as the teacher: they judge what it makes.
-    distiller = Distiller(stage, teacher, student, base, folder)
+    distiller = Distiller(stage, teacher, student, base, folder, Pool.load(), look=Preview().student)
     whole = name == "1"
     distiller.follow(rates.follow_whole if whole else rates.follow)
     save_student(student, folder / f"{name}-progressive.safetensors")
@@ -293,12 +350,18 @@ def _set_rate(optimiser: torch.optim.Optimizer, rate: float) -> None:
         group["lr"] = rate
 
 
-def descend(loss: Tensor, optimiser: torch.optim.Optimizer) -> None:
+def descend(losses: Sequence[Callable[[], Tensor]], optimiser: torch.optim.Optimizer) -> float:
+    """One step down the mean of losses, each computed and taken back on its own; gives the mean."""
     optimiser.zero_grad()
-    loss.backward()
+    total = 0.0
+    for compute in losses:
+        loss = compute() / len(losses)
+        loss.backward()
+        total += loss.item()
     for group in optimiser.param_groups:
         nn.utils.clip_grad_norm_(group["params"], 1.0)
     optimiser.step()
+    return total
 
 
 def main() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from models.sdxl_lightning.network import told
 from models.sdxl_lightning.schedule import Schedule, trailing
 
 
@@ -21,17 +22,21 @@ def estimate(
     """The network's estimate of the clean latents, (B, 16, 16, 16) float32.
 
     Args:
-        prediction: "v_prediction" or "sample": what the network's output means.
-        x: (B, 16, 16, 16) at times t (B,). words: (B, L, 384).
+        prediction: "v_prediction", "epsilon" or "sample": what the network's output means.
+        x: (B, 16, 16, 16) at times t (B,). words: (B, L, 384), or for SDXL as `network.pack` has them.
         empty: (L, 384) states of no words, for guidance with `scale`; None without guidance.
     """
     with torch.autocast(x.device.type, torch.bfloat16):
         if empty is None:
-            out = network(x, t, words).sample.float()
+            states, added = told(network, words)
+            out = network(x, t, states, **added).sample.float()
         else:
-            both = torch.cat([empty.float().expand_as(words), words])
-            without, told = network(x.repeat(2, 1, 1, 1), t.repeat(2), both).sample.float().chunk(2)
-            out = without + scale * (told - without)
+            states, added = told(network, torch.cat([empty.float().expand_as(words), words]))
+            both = network(x.repeat(2, 1, 1, 1), t.repeat(2), states, **added).sample.float()
+            without, with_words = both.chunk(2)
+            out = without + scale * (with_words - without)
+    if prediction == "epsilon":
+        return schedule.clean_without(x, out, t)
     return out if prediction == "sample" else schedule.clean_of(x, out, t)
 
 

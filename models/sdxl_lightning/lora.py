@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from models.sdxl_lightning.network import told
 from models.weights import read_safetensors, write_safetensors
 
 RANK = 64
@@ -64,7 +65,8 @@ class LoraNetwork(nn.Module):
     def forward(self, x: Tensor, t: Tensor, words: Tensor) -> Any:
         with torch.autocast(x.device.type, enabled=False):
             weights = self.merged()
-        return torch.func.functional_call(self.base, weights, (x, t, words))
+        states, added = told(self.base, words)
+        return torch.func.functional_call(self.base, weights, (x, t, states), added)
 
     def fused(self) -> nn.Module:
         """A new plain network with the additions in its weights."""

@@ -248,7 +248,7 @@ class Family:
             x = x.to(self.pipe._execution_device, vae.dtype, memory_format=torch.channels_last)
             found = vae.encode(x)
         latents = found.latent_dist.mode() if hasattr(found, "latent_dist") else found.latents
-        return _scaled(latents.float(), vae.config)
+        return scaled(latents.float(), vae.config)
 
     def read(self, network: Network) -> UNet2DConditionModel:
         """A network without a LoRA of the user's, ready to use."""
@@ -402,7 +402,8 @@ def placed(device: str, dtype: torch.dtype) -> Place:
     return place
 
 
-def _scaled(latents: Tensor, config: Any) -> Tensor:
+def scaled(latents: Tensor, config: Any) -> Tensor:
+    """A VAE's latents as its pipeline's network takes them."""
     mean, std = _statistics(config, latents)
     if mean is None or std is None:
         return latents * config.scaling_factor

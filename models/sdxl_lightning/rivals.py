@@ -20,6 +20,7 @@ import argparse
 import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -44,6 +45,7 @@ from models.sdxl_lightning.flow import estimate
 from models.sdxl_lightning.lora import LoraNetwork
 from models.sdxl_lightning.network import build_unet, read_unet
 from models.sdxl_lightning.pool import Pool
+from models.sdxl_lightning.preview import Preview
 from models.sdxl_lightning.recipe import RUNS, Average, Run
 from models.sdxl_lightning.schedule import Schedule
 from models.weights import ASSETS, read_safetensors
@@ -92,12 +94,13 @@ def train_consistency(folder: Path, shipped: Path, steps: int) -> None:
     empty = pool.empty.float()
 
     def step() -> dict[str, float]:
-        loss = consistency.consistency_loss(
-            student, target, teacher, schedule, *pool.draw(BATCH, 0.0), empty, SCALE
+        clean, words = pool.draw(BATCH, 0.0)
+        loss = partial(
+            consistency.consistency_loss, student, target, teacher, schedule, clean, words, empty, SCALE
         )  # fmt: skip
-        descend(loss, optimiser)
+        mean = descend([loss], optimiser)
         consistency.follow(target, student)
-        return {"loss": loss.item()}
+        return {"loss": mean}
 
     _go(run, step, {"optimiser": (optimiser, RATE)}, lambda: target)
 
@@ -134,13 +137,13 @@ def train_turbo(folder: Path, shipped: Path, steps: int) -> None:
         with torch.no_grad():
             real = seen(clean[..., rows, columns])
         heads.requires_grad_(True)
-        of_real, of_fake = heads(real, words), heads([x.detach() for x in fake], words)
-        judged = turbo.heads_loss(of_real, of_fake)
-        descend(judged + turbo.PENALTY * turbo.gradient_penalty(heads, real, words), judges)
+        judged = turbo.heads_loss(heads(real, words), heads([x.detach() for x in fake], words))
+        penalty = turbo.gradient_penalty(heads, real, words)
+        descend([lambda: judged + turbo.PENALTY * penalty], judges)
         heads.requires_grad_(False)
         adversarial = turbo.student_loss(heads(fake, words))
         distilled = turbo.distillation_loss(teacher, schedule, found, words, empty, SCALE)
-        descend(adversarial + turbo.DISTILL * distilled, optimiser)
+        descend([lambda: adversarial + turbo.DISTILL * distilled], optimiser)
         average.update(student)
         return {"heads": judged.item(), "adversarial": adversarial.item(), "distilled": distilled.item()}
 
@@ -203,7 +206,9 @@ def train_stage(kind: str, name: str, folder: Path, shipped: Path) -> None:
     if kind == "full":
         assert isinstance(student, LoraNetwork)
         student = student.fused()
-    distiller = Distiller(_changed(kind, stage), teacher, student, base, folder)
+    distiller = Distiller(
+        _changed(kind, stage), teacher, student, base, folder, Pool.load(), look=Preview().student
+    )  # fmt: skip
     whole = not isinstance(student, LoraNetwork)
     if kind == "progressive":
         distiller.follow(rates.follow_whole)

@@ -32,6 +32,10 @@ class Schedule:
 
     alphas: Tensor = field(default_factory=_alphas)
 
+    def on(self, device: torch.device) -> Schedule:
+        """The same on a device."""
+        return Schedule(self.alphas.to(device))
+
     def a(self, t: Tensor) -> Tensor:
         """Factor of the signal, (B, 1, 1, 1)."""
         return self.alphas[t].sqrt()[:, None, None, None]
@@ -59,6 +63,10 @@ class Schedule:
     def clean_of(self, x: Tensor, v: Tensor, t: Tensor) -> Tensor:
         """x_0 that v stands for at x_t."""
         return self.a(t) * x - self.s(t) * v
+
+    def clean_without(self, x: Tensor, noise: Tensor, t: Tensor) -> Tensor:
+        """x_0 that the noise stands for at x_t (epsilon-prediction)."""
+        return (x - self.s(t) * noise) / self.a(t)
 
     def noise_of(self, x: Tensor, clean: Tensor, t: Tensor) -> Tensor:
         """The noise that leads from x_0 to x_t."""
