@@ -17,7 +17,6 @@ import uuid
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 from models.errors import BadInput, RayUnavailable, WorkerLost
@@ -32,7 +31,6 @@ ADVICE = (
 )
 TRIES = 4  # of a job whose worker was lost; an error that the job itself raises is not tried again
 STORE_BYTES = 100_000_000  # for "local": what is sent are settings, tables and small data sets
-ROOT = Path(__file__).resolve().parent.parent
 
 
 class Pool(Protocol):
@@ -136,13 +134,7 @@ class RayTasks:
         if self._sent is None or self._sent[0] is not make:
             self._sent = (make, uuid.uuid4().hex, ray.put(make))
         _, name, reference = self._sent
-        environment = {"PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])}
-        task = ray.remote(_do).options(
-            num_cpus=self.threads,
-            max_retries=TRIES - 1,
-            retry_exceptions=False,
-            runtime_env={"env_vars": environment | {"OMP_NUM_THREADS": str(self.threads)}},
-        )
+        task = ray.remote(_do).options(num_cpus=self.threads, max_retries=TRIES - 1, retry_exceptions=False)
         # In a list Ray leaves the reference as it is: a worker that has made its function does not fetch it again.
         return self._results(lambda job: task.remote(name, [reference], self.threads, job), iter(jobs))
 

@@ -1,11 +1,12 @@
 """Trains networks and keeps their checkpoints: what P-diff learns from (specification A.1, A.3, F.2).
 
-All runs of a collection train side by side: their parameters are stacked and one `vmap` takes all gradients.
-AdamW works number by number, so a stacked run equals the same run alone.
+Runs of a collection train side by side, 20 at most: their parameters are stacked and one `vmap` takes all gradients.
+AdamW works number by number, so a stacked run equals the same run alone. Such a group is a job for `models.tasks`.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
@@ -19,9 +20,12 @@ from models.pdiff.data import Data
 from models.pdiff.measures import FRONT_CHUNK
 from models.pdiff.networks import build, split, subset
 from models.pdiff.vectors import Layout, flatten, unflatten
+from models.tasks import Pool
 
 Report = Callable[[int, int, float], None]  # step, of how many, loss
+Runs = tuple[dict[str, Tensor], list[int]]
 MOST = 2000
+GROUP = 20  # the same in this process and as Ray tasks: some kernels round differently for one network and for many
 
 
 @dataclass(frozen=True)
@@ -77,11 +81,13 @@ def collect(
     runs: int = 1,
     schedule: Schedule | None = None,
     report: Report = lambda step, total, loss: None,
+    pool: Pool | None = None,
 ) -> Collection:
     """Trains a base network, then the chosen parameters only, keeping one checkpoint a step.
 
     All other parameters and the running statistics stay as they are (eval mode throughout, F.2). With `runs`
-    several such second stages start from the same base with other batches; each gives its share of `count`.
+    several such second stages start from the same base with other batches; each gives its share of `count`. With a
+    `pool` they train there, and are reported group by group.
     Raises `BadInput` for a count outside 2 to 2 000 or one that the runs do not divide.
     """
     if not 2 <= count <= MOST or runs < 1 or count % runs:
@@ -89,19 +95,15 @@ def collect(
     schedule = schedule or schedule_of(network)
     steps = count // runs
     net = build(network, data, seed)
-    total = steps + schedule.base_epochs * (len(data.train_x) // schedule.batch)
+    base_total = schedule.base_epochs * (len(data.train_x) // schedule.batch)
+    total = base_total + steps * -(-runs // GROUP)
     base_steps = train_base(net, data, schedule, seed, lambda step, loss: report(step, total, loss))
     layout = subset(net, kind)
-    vectors: list[Tensor] = []
-
-    def keep(step: int, loss: float, stacked: dict[str, Tensor]) -> None:
-        vectors.append(flatten(stacked, layout))
-        report(base_steps + step, total, loss)
-
     state = net.state_dict()
     start = {name: state[name].expand(runs, *state[name].shape) for name in layout.names}
-    train_stacked(net, layout, start, data, schedule, [seed * 1000 + r for r in range(runs)], steps, keep)
-    rows = torch.stack(vectors).transpose(0, 1).reshape(count, layout.size)  # run by run
+    training = Training(net, layout, data, schedule, steps, every_step=True)
+    seeds = [seed * 1000 + r for r in range(runs)]
+    rows = _train(training, start, seeds, lambda step, loss: report(base_steps + step, total, loss), pool)
     return Collection(rows, layout, _copy(state), network, data.name, kind, seed)
 
 
@@ -112,9 +114,11 @@ def collect_independent(
     seed: int = 0,
     schedule: Schedule | None = None,
     report: Report = lambda step, total, loss: None,
+    pool: Pool | None = None,
 ) -> Collection:
     """One checkpoint each of `count` networks trained from different initial weights: the failure case (F.2, X).
 
+    pool: as in `collect`.
     Raises `BadInput` for a network with batch normalisation, whose statistics are not among the parameters.
     """
     if not 2 <= count <= MOST:
@@ -129,12 +133,74 @@ def collect_independent(
     start = {name: torch.stack([state[name] for state in states]) for name in layout.names}
     steps = schedule.base_epochs * (len(data.train_x) // schedule.batch)
     seeds = [seed * 1000 + i for i in range(count)]
+    total = steps * -(-count // GROUP)
+    training = Training(nets[0], layout, data, schedule, steps, every_step=False)
+    rows = _train(training, start, seeds, lambda step, loss: report(step, total, loss), pool)
+    return Collection(rows, layout, _copy(states[0]), network, data.name, "all", seed)
 
-    def watch(step: int, loss: float, stacked: dict[str, Tensor]) -> None:
-        report(step, steps, loss)
 
-    last = train_stacked(nets[0], layout, start, data, schedule, seeds, steps, watch)
-    return Collection(flatten(last, layout), layout, _copy(states[0]), network, data.name, "all", seed)
+@dataclass(frozen=True, eq=False)
+class Training:
+    """What all runs of a collection share: for `models.tasks`, the function that trains a group of them.
+
+    every_step: keep the parameters after each step, not only after the last.
+    """
+
+    network: nn.Sequential
+    layout: Layout
+    data: Data
+    schedule: Schedule
+    steps: int
+    every_step: bool
+
+    def __call__(self) -> Callable[[Runs], tuple[Tensor, float]]:
+        return self.run
+
+    def run(self, runs: Runs, watch: Callable[[int, float], None] = lambda step, loss: None) -> tuple[Tensor, float]:
+        """Parameters (R * steps, D) run by run, or (R, D), and the last mean loss.
+
+        runs: where each starts, (R, *shape) by name, and its seed.
+        """
+        start, seeds = runs
+        kept: list[Tensor] = []
+        last = float("nan")
+
+        def keep(step: int, loss: float, stacked: dict[str, Tensor]) -> None:
+            nonlocal last
+            last = loss
+            if self.every_step:
+                kept.append(flatten(stacked, self.layout))
+            watch(step, loss)
+
+        final = train_stacked(self.network, self.layout, start, self.data, self.schedule, seeds, self.steps, keep)
+        if not self.every_step:
+            return flatten(final, self.layout), last
+        return torch.stack(kept).transpose(0, 1).reshape(-1, self.layout.size), last
+
+
+def _train(
+    training: Training,
+    start: dict[str, Tensor],
+    seeds: list[int],
+    report: Callable[[int, float], None],
+    pool: Pool | None,
+) -> Tensor:
+    """All runs, group by group. start: (runs, *shape) by name."""
+    places = [slice(first, first + GROUP) for first in range(0, len(seeds), GROUP)]
+    groups: list[Runs] = [({name: t[place].clone() for name, t in start.items()}, seeds[place]) for place in places]
+    rows: list[Tensor] = []
+    if pool is None:
+        for number, group in enumerate(groups):
+            rows.append(training.run(group, functools.partial(_count_on, report, number * training.steps))[0])
+    else:
+        for part, loss in pool.map(training, groups):
+            rows.append(part)
+            report(len(rows) * training.steps, loss)
+    return torch.cat(rows)
+
+
+def _count_on(report: Callable[[int, float], None], before: int, step: int, loss: float) -> None:
+    report(before + step, loss)
 
 
 def train_base(

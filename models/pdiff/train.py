@@ -29,6 +29,7 @@ from models.pdiff.collect import Collection, collect, collect_independent
 from models.pdiff.diffusion import Denoiser
 from models.pdiff.normalise import Normaliser
 from models.pdiff.vectors import check_finite
+from models.tasks import ADVICE, Pool, workers
 
 SAVE_EVERY = 250
 
@@ -258,6 +259,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, required=True, help="the zoo's safetensors file")
     parser.add_argument("--work", type=Path, help="where unfinished work is kept (default runs/pdiff/NAME)")
+    parser.add_argument("--ray", metavar="ADDRESS", help=f"train the networks of the zoo as Ray tasks at: {ADVICE}")
     options = parser.parse_args()
     started = time.monotonic()
     if options.zoo:
@@ -269,7 +271,8 @@ def main() -> None:
         source = datasets.folder(options.pictures) if options.pictures else datasets.load(options.data)
         recipe = zoo.Recipe(options.network, source.name, options.kind, "", options.preset, options.count)
     work = options.work or Path("runs/pdiff") / options.out.stem
-    collection = _collected(recipe, source, options.seed, work)
+    with workers(options.ray) as pool:
+        collection = _collected(recipe, source, options.seed, work, pool if options.ray else None)
     generator = fit(collection, PRESETS[recipe.preset], options.seed, _print, work)
     facts = {"command": _command(), "seconds": round(time.monotonic() - started, 1), "seed": options.seed,
              "preset": asdict(PRESETS[recipe.preset])}  # fmt: skip
@@ -277,7 +280,7 @@ def main() -> None:
     print(f"{options.out}: {options.out.stat().st_size / 1e6:.1f} MB")
 
 
-def _collected(recipe: Any, source: datasets.Data, seed: int, work: Path) -> Collection:
+def _collected(recipe: Any, source: datasets.Data, seed: int, work: Path, pool: Pool | None) -> Collection:
     """The collection kept in `work`, or a new one that is kept there."""
     kept = work / "collection.pt"
     names = {"network": recipe.network, "data": source.name, "kind": recipe.kind, "seed": seed}
@@ -294,9 +297,11 @@ def _collected(recipe: Any, source: datasets.Data, seed: int, work: Path) -> Col
         _print(Progress("collect", step, total, loss))
 
     if recipe.independent:
-        collection = collect_independent(recipe.network, source, recipe.count, seed, report=report)
+        collection = collect_independent(recipe.network, source, recipe.count, seed, report=report, pool=pool)
     else:
-        collection = collect(recipe.network, source, recipe.kind, recipe.count, seed, recipe.runs, report=report)
+        collection = collect(
+            recipe.network, source, recipe.kind, recipe.count, seed, recipe.runs, report=report, pool=pool
+        )
     layout = collection.layout
     _save({"names": names, "vectors": collection.vectors, "base": collection.base, "layout": list(layout.names),
            "shapes": [list(s) for s in layout.shapes]}, kept)  # fmt: skip
