@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from models.completions import Address
     from models.longrope.evolution import Event, SearchSettings, Seed
     from models.longrope.pipeline import Model
     from models.longrope.retrieval import Trial
@@ -54,20 +55,24 @@ def passkey(model: Model, length: int, method: str = "none", depth: float | None
     return run(model, prompt, model.scaling_at(method, length), Reading())
 
 
-def load(tier: str = "embedded", path: str | Path | None = None, device: str | None = None) -> Model:
+def load(
+    tier: str = "embedded", path: str | Path | None = None, device: str | None = None, server: Address | None = None
+) -> Model:
     """A ready model; see `models.longrope.tiers.load` for the arguments and errors."""
     from models.runtime import choose_device
 
-    return loader(tier, path)(_silent, choose_device(device)).model
+    return loader(tier, path, server)(_silent, choose_device(device)).model
 
 
-def loader(tier: str = "embedded", path: str | Path | None = None) -> Callable[[Progress, Device], LoadedModel[Model]]:
+def loader(
+    tier: str = "embedded", path: str | Path | None = None, server: Address | None = None
+) -> Callable[[Progress, Device], LoadedModel[Model]]:
     """What the model runtime calls to load a model; see `models.longrope.tiers`."""
 
     def load(report: Progress, device: Device) -> LoadedModel[Model]:
         from models.longrope import tiers  # imports torch: not before somebody needs a model
 
-        return tiers.load(report, device, tier, path)
+        return tiers.load(report, device, tier, path, server)
 
     return load
 

@@ -100,7 +100,7 @@ class Completion:
     """The answer's token ids, how it was made, and seconds. prompt: tokens read; kv_bytes: the cache's size."""
 
     ids: list[int]
-    mode: Mode
+    mode: str
     method: str
     kv: str
     prompt: int

@@ -10,6 +10,7 @@ import numpy as np
 from models.longrope.engine import Completion, Engine, Progress, Reading
 from models.longrope.network import LlamaConfig
 from models.longrope.rope import RopeScaling, scaling
+from models.longrope.served import ServedEngine
 from models.longrope.tables import searched
 from models.longrope.tokenizer import Tokenizer
 
@@ -59,7 +60,10 @@ class Model:
 
     def scaling_at(self, method: str, length: int) -> RopeScaling:
         """The factors a method has for a prompt of `length` tokens: plain within the trained window, as LongRoPE's
-        readjustment for short inputs wants (paper section 3.3); for longrope the table searched for that length."""
+        readjustment for short inputs wants (paper section 3.3); for longrope the table searched for that length.
+        A server has only "server", its own."""
+        if isinstance(self.engine, ServedEngine):
+            return self.engine.scaling(method)
         if length <= self.window:
             return self.scaling("none", self.window)
         if method == "longrope":
@@ -84,7 +88,7 @@ class Model:
             on_token: called with each new piece of text.
 
         Raises:
-            BadInput, OutOfMemory: see `models.longrope.engine.Engine.complete`.
+            BadInput, OutOfMemory, ServerUnavailable: see `Engine.complete` and `ServedEngine.complete`.
         """
         ids = self.encode(prompt) if isinstance(prompt, str) else prompt
         show = None if on_token is None else (lambda token: on_token(self.decode([token])))

@@ -178,7 +178,7 @@ def run(
     done = answer.completion
     return Trial(
         method="streaming" if reading.mode == "streaming" else rope.method,
-        mode=reading.mode,
+        mode=done.mode,
         kv=done.kv,
         length=prompt.length,
         depth=prompt.depth,
