@@ -16,6 +16,7 @@ import gradio as gr
 
 from demos import parts
 from demos.parts import EvidenceRow, evidence_table
+from demos.sdxl_lightning_rivals import show_rivals
 
 # Table 2: COCO validation, first 10 000 prompts; patches are 299 px centre crops. Method, steps, FID, patch FID, CLIP.
 PAPER = (
@@ -67,12 +68,14 @@ def show_evidence(folder: Path) -> None:
     gr.Markdown(READING)
     head = ("Method", "Steps", "FID", "FID of patches", "CLIP")
     gr.HTML(_table(head, PAPER, "Paper, table 2 (lower FID is better, higher CLIP is better)", "lp-paper"))
+    show_rivals(folder)
     for name, (what, command) in RECORDS.items():
         if not (folder / f"{name}.json").is_file():
             gr.Markdown(f"Not measured here yet: {what}. `{command}` records it.")
     known = [*RECORDS]
     files = sorted(
-        folder.glob("*.json"), key=lambda path: (known.index(path.stem) if path.stem in known else 99, path.stem)
+        (path for path in folder.glob("*.json") if path.stem != "rivals"),
+        key=lambda path: (known.index(path.stem) if path.stem in known else 99, path.stem),
     )
     for path in files:
         _record(path)

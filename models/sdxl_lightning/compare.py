@@ -72,7 +72,8 @@ def rivals(folder: Path, runs: Path) -> Iterator[Entry]:
 
 def _changed(kind: str, name: str, path: Path, folder: Path) -> Model:
     said = {
-        "adversarial": "adversarial only", "progressive": "progressive only", "full": "both", "longer": "both, longer"
+        "adversarial": "adversarial only", "progressive": "progressive only", "full": "merged and trained whole",
+        "longer": "longer adversarial phases",
     }[kind]  # fmt: skip
     if name == "1":
         return one_step(f"{said}, full", path)
