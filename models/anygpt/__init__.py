@@ -11,23 +11,28 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from models.anygpt.pipeline import AnyGPT
+    from models.completions import Address
     from models.runtime import Device, LoadedModel, Progress
 
 
-def load(tier: str = "embedded", path: str | Path | None = None, device: str | None = None) -> AnyGPT:
+def load(
+    tier: str = "embedded", path: str | Path | None = None, device: str | None = None, server: Address | None = None
+) -> AnyGPT:
     """A model ready to chat; see `models.anygpt.tiers.load` for the arguments and errors."""
     from models.runtime import choose_device
 
-    return loader(tier, path)(_silent, choose_device(device)).model
+    return loader(tier, path, server)(_silent, choose_device(device)).model
 
 
-def loader(tier: str = "embedded", path: str | Path | None = None) -> Callable[[Progress, Device], LoadedModel[AnyGPT]]:
+def loader(
+    tier: str = "embedded", path: str | Path | None = None, server: Address | None = None
+) -> Callable[[Progress, Device], LoadedModel[AnyGPT]]:
     """What the model runtime calls to load a model; see `models.anygpt.tiers`."""
 
     def load(report: Progress, device: Device) -> LoadedModel[AnyGPT]:
         from models.anygpt import tiers  # imports torch: not before somebody needs a model
 
-        return tiers.load(report, device, tier, path)
+        return tiers.load(report, device, tier, path, server)
 
     return load
 

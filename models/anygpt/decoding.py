@@ -8,7 +8,7 @@ that is the only one allowed costs no pass of its own.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any, Protocol, cast
+from typing import TYPE_CHECKING, Any, Protocol, cast, runtime_checkable
 
 import torch
 import torch.nn.functional as F
@@ -46,6 +46,18 @@ class Reader(Protocol):
     def open(self) -> Stream: ...
 
     def scores(self, hidden: Tensor, allowed: Allowed) -> Tensor: ...
+
+
+@runtime_checkable
+class Writer(Protocol):
+    """A language model that chooses ids itself, such as `served.ServedModel`; `write` does what `generate` does."""
+
+    @property
+    def window(self) -> int: ...
+
+    def write(
+        self, prompt: Sequence[int], rules: Rules, preset: Preset | None = None, seed: int = 0
+    ) -> Iterator[int]: ...
 
 
 class LanguageModel:
@@ -136,7 +148,7 @@ def check_window(tokens: int, window: int) -> None:
 
 
 def generate(
-    lm: Reader, prompt: Sequence[int], rules: Rules, preset: Preset | None = None, seed: int = 0
+    lm: Reader | Writer, prompt: Sequence[int], rules: Rules, preset: Preset | None = None, seed: int = 0
 ) -> Iterator[int]:
     """Ids of the reply, each as soon as it is chosen, the one that stops it included.
 
@@ -148,6 +160,12 @@ def generate(
     """
     if not prompt:
         raise BadInput("There is nothing to answer: the prompt is empty.")
+    if isinstance(lm, Writer):
+        return lm.write(prompt, rules, preset, seed)
+    return _generate(lm, prompt, rules, preset, seed)
+
+
+def _generate(lm: Reader, prompt: Sequence[int], rules: Rules, preset: Preset | None, seed: int) -> Iterator[int]:
     generator = torch.Generator().manual_seed(seed % 2**63)
     session = lm.open()
     seen = torch.zeros(lm.rows, dtype=torch.bool, device=lm.device)

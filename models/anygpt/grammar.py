@@ -64,7 +64,10 @@ class Allowed:
 
 
 class Rules(Protocol):
-    """What decoding asks."""
+    """What decoding asks. turning: ids that change what may come next, or end the reply."""
+
+    @property
+    def turning(self) -> frozenset[int]: ...
 
     def begin(self, prompt: Sequence[int]) -> State: ...
 
@@ -78,6 +81,7 @@ class Free:
 
     def __init__(self, size: int, stop: Sequence[int], tokens: int) -> None:
         self.stop, self.tokens = frozenset(stop), tokens
+        self.turning = self.stop
         self._all = Allowed(((0, size),), "text")
 
     def begin(self, prompt: Sequence[int]) -> State:
@@ -111,6 +115,8 @@ class Grammar:
             raise BadInput(f"A reply needs at least 1 token; got {tokens}.")
         self.vocabulary, self.rules = vocabulary, dict(rules)
         self.stop, self.tokens = frozenset(stop), tokens
+        media = [vocabulary.media[medium] for medium in rules]
+        self.turning = self.stop | {marker for units in media for marker in (units.start, units.end)}
         structure = {vocabulary.tokens[token] for token in (HEARD, REPLY) if token in vocabulary}
         self._text = (set(range(vocabulary.size)) - vocabulary.control) | structure | self.stop
         self._cache: dict[tuple, Allowed] = {}
@@ -182,6 +188,23 @@ class Grammar:
         return set(() if layer is None else units.layer(layer)[: self.rules[medium].codes]) | (
             {units.end} if end else set()
         )
+
+
+def steady(rules: Rules, state: State) -> tuple[int, tuple[int, ...]]:
+    """For how many ids what may come next stays as it is, whichever come; and which of those allowed end that sooner.
+
+    state: not done, with more than one id allowed.
+    """
+    allowed = rules.allowed(state)
+    turning = tuple(token for token in sorted(rules.turning) if token in allowed)
+    other = next((i for low, high in allowed.spans for i in range(low, high) if i not in rules.turning), None)
+    if other is None:
+        return 1, turning
+    steps, after = 0, state
+    while not after.done and rules.allowed(after) == allowed:
+        after = rules.advance(after, other)
+        steps += 1
+    return steps, turning
 
 
 def _spans(ids: Iterable[int]) -> tuple[Span, ...]:

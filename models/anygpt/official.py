@@ -11,13 +11,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from models.anygpt import encodec, images, seed, soundstorm, speechtokenizer, unclip, vocabulary
+from models.anygpt import encodec, images, seed, served, soundstorm, speechtokenizer, unclip, vocabulary
 from models.anygpt.audio import Audio, already_read, read_music, read_speech
 from models.anygpt.codecs import Codecs, Encoded, Lazy, Make, Missing, Read, Rendering
 from models.anygpt.decoding import LanguageModel
-from models.anygpt.grammar import OFFICIAL_RULES
+from models.anygpt.grammar import OFFICIAL_RULES, Rule
 from models.anygpt.pipeline import AnyGPT, Settings
 from models.anygpt.vocabulary import Medium, Words
+from models.completions import Address
 from models.errors import WeightsCorrupt, WeightsNotFound
 from models.images import read_image
 from models.runtime import Device
@@ -69,17 +70,35 @@ def assemble(paths: Paths, device: Device) -> tuple[AnyGPT, Any]:
     tokenizer, model = load_language_model(paths.files["lm"], device)
     words = Words(tokenizer, vocabulary.read(tokenizer))
     vocabulary.check_rows(words.vocabulary, model.get_input_embeddings().weight.shape[0])
-    rules = {medium: rule for medium, rule in OFFICIAL_RULES.items() if medium in words.vocabulary.media}
-    return AnyGPT(LanguageModel(model, WINDOW), words, codecs(paths, device), rules, Settings()), model
+    return AnyGPT(LanguageModel(model, WINDOW), words, codecs(paths, device), _rules(words), Settings()), model
 
 
-def load_language_model(folder: Path, device: Device) -> tuple[Any, Any]:
-    """Tokenizer and model of a Hugging Face folder; nothing is downloaded and no code of the folder is run.
+def assemble_served(paths: Paths, device: Device, server: Address) -> AnyGPT:
+    """The same with its language model behind a server; of the model's folder only the tokenizer is read.
 
     Raises:
-        WeightsNotFound: the tokenizer is SentencePiece's and that package is not installed. WeightsCorrupt.
+        WeightsNotFound: no tokenizer, or no reader for it. WeightsCorrupt. ServerUnavailable: see `served.connect`.
     """
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    absent = paths.missing("AnyGPT's tokenizer", "lm")
+    if absent is not None:
+        raise WeightsNotFound(absent.reason)
+    tokenizer = load_tokenizer(paths.files["lm"])
+    words = Words(tokenizer, vocabulary.read(tokenizer))
+    lm = served.connect(words, server, WINDOW)
+    return AnyGPT(lm, words, codecs(paths, device), _rules(words), Settings())
+
+
+def _rules(words: Words) -> dict[Medium, Rule]:
+    return {medium: rule for medium, rule in OFFICIAL_RULES.items() if medium in words.vocabulary.media}
+
+
+def load_tokenizer(folder: Path) -> Any:
+    """Of a Hugging Face folder; nothing is downloaded and no code of the folder is run.
+
+    Raises:
+        WeightsNotFound: it is SentencePiece's and that package is not installed. WeightsCorrupt.
+    """
+    from transformers import AutoTokenizer
 
     if not (folder / "tokenizer.json").exists() and importlib.util.find_spec("sentencepiece") is None:
         raise WeightsNotFound(
@@ -87,7 +106,17 @@ def load_language_model(folder: Path, device: Device) -> tuple[Any, Any]:
             "pip install sentencepiece protobuf"
         )
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        return AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        raise WeightsCorrupt(f"{folder.name} has no complete tokenizer. Copy it again.") from error
+
+
+def load_language_model(folder: Path, device: Device) -> tuple[Any, Any]:
+    """Tokenizer and model of a folder; see `load_tokenizer`."""
+    from transformers import AutoModelForCausalLM
+
+    tokenizer = load_tokenizer(folder)
+    try:
         model: Any = AutoModelForCausalLM.from_pretrained(
             folder, local_files_only=True, dtype=getattr(torch, device.dtype), weights_only=True
         )

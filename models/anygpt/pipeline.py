@@ -9,7 +9,7 @@ from typing import Literal
 
 from models.anygpt import templates
 from models.anygpt.codecs import Codecs, Rendering
-from models.anygpt.decoding import Reader, generate
+from models.anygpt.decoding import Reader, Writer, generate
 from models.anygpt.grammar import Grammar, Rule
 from models.anygpt.sampling import PRESETS, Preset
 from models.anygpt.streams import Part, Role, Run, Splitter, Turn, flatten, trim, unflatten
@@ -48,7 +48,7 @@ class AnyGPT:
     """
 
     def __init__(
-        self, lm: Reader, words: Words, codecs: Codecs, rules: Mapping[Medium, Rule], settings: Settings
+        self, lm: Reader | Writer, words: Words, codecs: Codecs, rules: Mapping[Medium, Rule], settings: Settings
     ) -> None:
         self.lm, self.words, self.codecs, self.rules, self.settings = lm, words, codecs, dict(rules), settings
         self.stop = stop_ids(words.tokenizer, words.vocabulary)

@@ -5,13 +5,19 @@ from __future__ import annotations
 from pathlib import Path
 
 from models.anygpt.pipeline import AnyGPT
+from models.anygpt.served import ServedModel
+from models.completions import Address
 from models.errors import BadInput
 from models.runtime import Device, LoadedModel, ModelInfo, Progress
 from models.weights import resolve
 
 
 def load(
-    report: Progress, device: Device, tier: str = "embedded", path: str | Path | None = None
+    report: Progress,
+    device: Device,
+    tier: str = "embedded",
+    path: str | Path | None = None,
+    server: Address | None = None,
 ) -> LoadedModel[AnyGPT]:
     """Reads the language model of a tier; codecs follow when they are first needed.
 
@@ -19,12 +25,17 @@ def load(
         tier: "embedded" or "official".
         path: of the official tier: a folder in the layout of `official.FILES`. Files that are not there switch off
             what needs them, and only that.
+        server: an OpenAI-compatible one that has the language model (official tier); of the model's folder only the
+            tokenizer is read then.
 
     Raises:
-        BadInput: an unknown tier, or no folder. WeightsNotFound, WeightsCorrupt: missing or damaged files.
+        BadInput: an unknown tier, no folder, or a server for the embedded tier. WeightsNotFound, WeightsCorrupt:
+        missing or damaged files. ServerUnavailable: the server is away, or runs another model.
     """
-    if tier == "embedded":
+    if tier == "embedded" and server is None:
         return _embedded(report, device)
+    if tier == "embedded":
+        raise BadInput("A server has the official tier's model. Choose --tier official, or no server.")
     if tier != "official":
         raise BadInput(f"Unknown tier {tier!r}. Choose embedded or official.")
     if path is None:
@@ -34,6 +45,10 @@ def load(
         )
     from models.anygpt import official
 
+    if server is not None:
+        report(0.1, "Asking the server")
+        remote = official.assemble_served(official.Paths.inside(path), device, server)
+        return LoadedModel(remote, _served_facts(remote, server, device))
     report(0.1, "Reading the language model")
     model, network = official.assemble(official.Paths.inside(path), device)
     memory = sum(tensor.nbytes for tensor in network.state_dict().values())
@@ -42,6 +57,16 @@ def load(
         network.num_parameters(), memory, device.name, device.dtype,
     )  # fmt: skip
     return LoadedModel(model, facts)
+
+
+def _served_facts(model: AnyGPT, server: Address, device: Device) -> ModelInfo:
+    assert isinstance(model.lm, ServedModel)
+    name = model.lm.completions.served().name
+    return ModelInfo(
+        "official", f"{name} on the server at {server.place}", "LLaMA 2's licence; the model card says Apache-2.0",
+        "see the paper, table 6", 0, 0, f"{model.lm.window:,} tokens; tokenizers and decoders here on {device.name}",
+        device.dtype,
+    )  # fmt: skip
 
 
 def _embedded(report: Progress, device: Device) -> LoadedModel[AnyGPT]:

@@ -34,9 +34,9 @@ def load(
     """
     if tier == "embedded" and server is None:
         return _embedded(report, device)
+    if tier == "embedded":
+        raise BadInput("A server has the official tier's model. Choose --tier official, or no server.")
     if tier != "official":
-        if tier == "embedded":
-            raise BadInput("A server has the official tier's model. Choose --tier official, or no server.")
         raise BadInput(f"Unknown tier {tier!r}. Choose embedded or official.")
     if path is None:
         raise BadInput(
