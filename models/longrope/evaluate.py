@@ -17,6 +17,8 @@ import functools
 import itertools
 import json
 import math
+import os
+import resource
 import statistics
 import time
 from collections.abc import Iterable
@@ -25,16 +27,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from models import longrope
-from models.errors import BadInput
+from models.errors import BadInput, Cancelled
 from models.longrope.engine import Mode, Reading
 from models.longrope.evolution import Fitness, Seed, default_seeds, demo
 from models.longrope.evolution import search as evolve
 from models.longrope.fitness import HaystackFitness, NeedleFitness, Needles
 from models.longrope.haystack import Haystack
 from models.longrope.pipeline import Model
-from models.longrope.retrieval import context, hide, make_prompt, run, wilson
+from models.longrope.retrieval import ANSWER_TOKENS, context, hide, is_right, make_prompt, run, wilson
 from models.longrope.rope import METHODS, RopeScaling
 from models.longrope.tables import SEARCHED, read_csv, searched, searched_lengths, write_csv
 from models.records import provenance, record
@@ -48,7 +51,11 @@ PLACE = ("method", "mode", "kv", "length", "block", "anchor")  # what tells rows
 
 
 def method_scaling(model: Model, method: str, length: int, table: Path | None) -> tuple[str, RopeScaling]:
-    """The label and the factors a method has at a length; for longrope the given table, or the shipped one."""
+    """The label and the factors a method has at a length; for longrope the given table, the shipped one, or, beyond
+    those, the longest of them stretched, which the label says."""
+    if method == "longrope" and table is None and length > max(searched_lengths(model.tables), default=length):
+        (seed,) = _stretched(model, length)
+        return "longrope stretched", model.scaling("longrope", length, seed.factors)
     if method == "longrope" and table is not None:
         factors, _ = read_csv(table.read_bytes(), model.config.rotary_dim // 2)
         return f"longrope {table.stem}", model.scaling("longrope", length, factors)
@@ -98,39 +105,83 @@ def passkey_summary(rows: Iterable[dict[str, Any]]) -> dict[str, Any]:
 def blockwise(model: Model, args: argparse.Namespace) -> None:
     """Whole prompts that share one haystack, read once: all methods, lengths and needles look at the same blocks.
 
-    A key is right where each of its tokens is the likeliest after those before it: greedy decoding would say it.
+    First the haystack is read up to each length in turn and one question answered, which is timed; lengths that
+    `--minutes` do not suffice for are left out. Then come the trials. A key is right where each of its tokens is the
+    likeliest after those before it: greedy decoding would say it.
     """
-    log = _Log(args.runs / "blockwise.jsonl")
+    log, lengths = _Log(args.runs / "blockwise.jsonl"), sorted(args.lengths)
     reading = Reading("blockwise", args.kv, chunk=512, block=args.block, anchor=args.anchor, folder=args.folder)
-    started = time.perf_counter()
-    text = context(model, max(args.lengths))
+    text = context(model, lengths[-1])
     haystack = Haystack(model.engine, text, reading)
-    print(f"{len(text):,} tokens read in {time.perf_counter() - started:.0f} s", flush=True)
     setting = {"mode": "blockwise", "kv": haystack.reading.kv, "block": args.block, "anchor": args.anchor}
-    for length, low in itertools.product(args.lengths, range(0, args.trials, TOGETHER)):
-        trials = range(low, min(low + TOGETHER, args.trials))
+    for length in _read_on(model, haystack, lengths, args, setting):
         tokens = len(context(model, length))
-        prompts = {i: hide(model, text[:tokens], _spaced(i), SCORED_SEED + i, args.anchor) for i in trials}
-        changes = {i: haystack.changed(prompt.ids[:tokens]) for i, prompt in prompts.items()}
-        for method in args.methods:
-            label, rope = method_scaling(model, method, length, args.table)
-            place = {"method": label, "target": length, **setting}
-            left = [i for i in trials if not log.has({**place, "trial": i})]
-            if not left:
-                continue
-            started = time.perf_counter()
-            answers = [model.encode(f" {prompts[i].key}") for i in left]
-            question = prompts[left[0]].ids[tokens:]
-            losses, likeliest = haystack.forced(rope, tokens, [changes[i] for i in left], question, answers)
-            seconds = (time.perf_counter() - started) / len(left)
-            for i, loss, hit in zip(left, losses.mean(1).tolist(), likeliest.all(1).tolist(), strict=True):
-                prompt = prompts[i]
-                log.add({**place, "trial": i, "depth": prompt.depth, "seed": prompt.seed, "key": prompt.key,
-                         "tokens": prompt.length, "correct": hit, "loss": loss, "seconds": seconds})  # fmt: skip
-            found = [row for row in log.rows if all(row[k] == v for k, v in place.items())]
-            print(label, length, sum(row["correct"] for row in found), "of", len(found), flush=True)
-        result = {"model": model.name, "commands": log.commands(), **passkey_summary(log.rows)}
-        _record(args.out or EVIDENCE / "passkey.json", result, *PLACE)
+        for low in range(0, args.trials, TOGETHER):
+            trials = range(low, min(low + TOGETHER, args.trials))
+            prompts = {i: hide(model, text[:tokens], _spaced(i), SCORED_SEED + i, args.anchor) for i in trials}
+            changes = {i: haystack.changed(prompt.ids[:tokens]) for i, prompt in prompts.items()}
+            for method in args.methods:
+                label, rope = method_scaling(model, method, length, args.table)
+                place = {"method": label, "target": length, **setting}
+                left = [i for i in trials if not log.has({**place, "trial": i})]
+                if not left:
+                    continue
+                started = time.perf_counter()
+                answers = [model.encode(f" {prompts[i].key}") for i in left]
+                question = prompts[left[0]].ids[tokens:]
+                losses, likeliest = haystack.forced(rope, tokens, [changes[i] for i in left], question, answers)
+                seconds = (time.perf_counter() - started) / len(left)
+                for i, loss, hit in zip(left, losses.mean(1).tolist(), likeliest.all(1).tolist(), strict=True):
+                    prompt = prompts[i]
+                    log.add({**place, "trial": i, "depth": prompt.depth, "seed": prompt.seed, "key": prompt.key,
+                             "tokens": prompt.length, "correct": hit, "loss": loss, "seconds": seconds})  # fmt: skip
+                found = [row for row in log.rows if all(row[k] == v for k, v in place.items())]
+                print(label, length, sum(row["correct"] for row in found), "of", len(found), flush=True)
+            result = {"model": model.name, "commands": log.commands(), **passkey_summary(log.rows)}
+            _record(args.out or EVIDENCE / "passkey.json", result, *PLACE)
+
+
+def _read_on(
+    model: Model, haystack: Haystack, lengths: list[int], args: argparse.Namespace, setting: dict[str, Any]
+) -> list[int]:
+    """Reads up to each length, answers one question and records both in `reading.json`. Returns lengths reached."""
+    path, reached = EVIDENCE / "reading.json", []
+    seconds, deadline = 0.0, time.perf_counter() + 60 * args.minutes
+
+    def in_time(read: int, speed: float) -> None:
+        print(f"{read:,} tokens read, {speed:.0f} a second", flush=True) if read % 16384 == 0 else None
+        if time.perf_counter() > deadline:
+            raise Cancelled(f"{args.minutes:g} minutes were over")
+
+    def note(**row: Any) -> None:
+        same = {"threads": torch.get_num_threads(), **setting, "in_files": args.folder is not None}
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+        row = {**row, **same, "peak_gigabytes": peak, "load_average": os.getloadavg()[0]}
+        result = {"model": model.name, "commands": [provenance()["command"]], "rows": [row]}
+        _record(path, result, "length", *same)
+
+    for length in lengths:
+        tokens = len(context(model, length))
+        prompt = hide(model, haystack.tokens[:tokens].tolist(), _spaced(0), SCORED_SEED, args.anchor)
+        label, rope = method_scaling(model, args.methods[0], length, args.table)
+        started = time.perf_counter()
+        try:
+            haystack.read_to(tokens, in_time)
+        except Cancelled as stopped:
+            seconds += time.perf_counter() - started
+            note(length=length, read=haystack.read, read_seconds=seconds, stopped=str(stopped))
+            break
+        seconds += time.perf_counter() - started
+        change = haystack.changed(prompt.ids[:tokens])
+        started = time.perf_counter()
+        count = ANSWER_TOKENS
+        (ids,) = haystack.answers(rope, tokens, [change], prompt.ids[tokens:], count, model.tokenizer.stop)
+        answer = model.decode(ids)
+        note(length=length, read=tokens, read_seconds=seconds, answer_seconds=time.perf_counter() - started,
+             method=label, key=prompt.key, answer=answer, correct=is_right(answer, prompt.key))  # fmt: skip
+        reached.append(length)
+        print(f"{length:,}: read in {seconds:.0f} s; {label}: {prompt.key}, {answer!r}", flush=True)
+    return reached
 
 
 def spread(model: Model, args: argparse.Namespace) -> None:
@@ -303,6 +354,7 @@ def main() -> None:
     parser.add_argument("--trials", type=int, default=10)
     parser.add_argument("--mode", default="exact", choices=("exact", "blockwise"))
     parser.add_argument("--kv", help="cache format; the engine's own if not given")
+    parser.add_argument("--minutes", type=float, default=math.inf, help="to read the haystack in (blockwise)")
     parser.add_argument("--folder", type=Path, help="keep the haystack's cache in files there (blockwise)")
     parser.add_argument("--text", type=Path, help="a long text for perplexity")
     parser.add_argument("--target", type=int, help="length of the factors (perplexity); the longest if not given")

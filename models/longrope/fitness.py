@@ -102,6 +102,7 @@ class HaystackFitness:
         reading = reading or Reading(mode="blockwise")
         self.text = context(model, length)
         self.haystack = Haystack(model.engine, self.text, reading)
+        self.haystack.read_to(len(self.text))
         hidden = [hide(model, self.text, (i + 0.5) / prompts, seed + i, reading.anchor) for i in range(prompts)]
         self.changes = [self.haystack.changed(prompt.ids[: len(self.text)]) for prompt in hidden]
         self.question = hidden[0].ids[len(self.text) :]

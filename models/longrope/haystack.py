@@ -8,6 +8,7 @@ question sees. So one reading serves every method, and every length up to its ow
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -70,24 +71,16 @@ class _Branch:
 
 
 class Haystack:
-    """The context of many prompts, in the cache of `reading`; `read` holds how many of its tokens were read.
+    """The context of many prompts. Nothing is read before `read_to`; `read` says how many tokens were.
 
-    ids: the text, without a question. reading: blockwise. progress: as in `Engine.complete`; raising in it, or
-    `keep_on` returning False, ends the reading after whole pieces, and what was read can be asked.
+    ids: the text, without a question. reading: blockwise; its cache is what takes memory.
 
     Raises:
         BadInput: another mode, blocks that with their anchor leave the trained window, an empty or too long text.
         OutOfMemory: the cache does not fit.
     """
 
-    def __init__(
-        self,
-        engine: Engine,
-        ids: Sequence[int],
-        reading: Reading,
-        progress: Progress | None = None,
-        keep_on: Callable[[], bool] = lambda: True,
-    ) -> None:
+    def __init__(self, engine: Engine, ids: Sequence[int], reading: Reading) -> None:
         reading = engine.settled(reading)
         c = engine.config
         if reading.mode != "blockwise":
@@ -108,14 +101,22 @@ class Haystack:
         self.tokens = engine.tokens(ids)
         self.cache = self._empty(len(ids), reading)
         self.change: Change | None = None  # being read now
-        with torch.inference_mode():
-            for piece in self._pieces(len(ids)):
-                if not keep_on():
-                    break
-                self._piece(self.tokens, piece)
-                self.read = piece.stop
-                if progress is not None:
-                    progress(piece.stop, 0.0)
+
+    @torch.inference_mode()
+    def read_to(self, tokens: int, progress: Progress | None = None) -> None:
+        """Reads on, block by block, until so many tokens are read. progress: called after every piece with how many
+        were read and how many a second; may raise `Cancelled`, and what was read by then can be asked."""
+        if tokens > len(self.tokens):
+            raise BadInput(f"{tokens:,} tokens were asked for; the text has {len(self.tokens):,}.")
+        started, before = time.perf_counter(), self.read // self.reading.block * self.reading.block
+        block_end = min(-(-tokens // self.reading.block) * self.reading.block, len(self.tokens))
+        for piece in self._pieces(block_end):
+            if piece.start < before:  # a block that was begun begins anew: changes were read since, perhaps
+                continue
+            self._piece(self.tokens, piece)
+            self.read = piece.stop
+            if progress is not None:
+                progress(piece.stop, (piece.stop - before) / (time.perf_counter() - started))
 
     def _empty(self, capacity: int, reading: Reading) -> KVCache:
         c = self.engine.config

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from models.errors import BadInput
+from models.errors import BadInput, Cancelled
 from models.longrope.engine import Engine, Reading
 from models.longrope.haystack import Haystack
 from models.longrope.network import LlamaConfig
@@ -24,7 +24,13 @@ def engine() -> Engine:
 
 @pytest.fixture(scope="module")
 def haystack(engine) -> Haystack:
-    return Haystack(engine, TEXT, READING)
+    return read(engine, TEXT)
+
+
+def read(engine: Engine, ids: list[int], reading: Reading = READING) -> Haystack:
+    found = Haystack(engine, ids, reading)
+    found.read_to(len(ids))
+    return found
 
 
 def hidden(at: int, needle=(90, 91, 92), length: int = len(TEXT)) -> list[int]:
@@ -44,14 +50,14 @@ def test_answers_are_those_of_each_prompt_read_by_itself(engine, haystack, rope)
 @pytest.mark.parametrize("at", [8, 14, 33, 50])
 def test_the_cache_with_a_needle_is_that_of_a_fresh_reading_bit_for_bit(engine, kv, at):
     reading = Reading(mode="blockwise", chunk=5, block=16, anchor=8, question=5, kv=kv)
-    shared = Haystack(engine, TEXT, reading)
+    shared = read(engine, TEXT, reading)
     change = shared.changed(hidden(at))
-    fresh = Haystack(engine, hidden(at), reading)
+    fresh = read(engine, hidden(at), reading)
     for layer in range(CONFIG.layers):
         mine, its = (one.stored(layer, 0, len(TEXT), c, torch.float32) for one, c in ((shared, change), (fresh, None)))
         assert all(torch.equal(a, b) for a, b in zip(mine, its, strict=True))
     assert shared.changed(TEXT) is None  # and reading a needle leaves the haystack as it was
-    again = Haystack(engine, TEXT, reading)
+    again = read(engine, TEXT, reading)
     for layer in range(CONFIG.layers):
         pair = zip(shared.cache.stores[layer], again.cache.stores[layer], strict=True)
         assert all(torch.equal(a.numbers, b.numbers) for a, b in pair)
@@ -85,17 +91,32 @@ def test_answers_end_at_a_stop_token(engine, haystack):
     assert haystack.answers(YARN, len(TEXT), [None], QUESTION, 6, stop=(whole[at],)) == [whole[:at]]
 
 
-def test_reading_may_end_early_and_what_was_read_is_asked(engine):
-    seen: list[int] = []
-    part = Haystack(engine, TEXT, READING, lambda read, _: seen.append(read), lambda: len(seen) < 4)
-    assert part.read == seen[-1] < len(TEXT)
-    context = hidden(9, length=part.read)
-    found = part.answers(PI, part.read, [part.changed(context)], QUESTION, 4)
+def test_reading_goes_on_and_what_was_read_is_asked(engine, haystack):
+    part, seen = Haystack(engine, TEXT, READING), []
+
+    def stop(read: int, speed: float) -> None:
+        seen.append(read)
+        if read > 20 and speed > 0:
+            raise Cancelled("enough")
+
+    with pytest.raises(Cancelled):
+        part.read_to(len(TEXT), stop)
+    assert part.read == seen[-1] == 21
+    context = hidden(9, length=21)
+    found = part.answers(PI, 21, [part.changed(context)], QUESTION, 4)
     assert found == [engine.complete([*context, *QUESTION], 4, PI, READING).ids]
     with pytest.raises(BadInput, match="were read"):
-        part.answers(PI, part.read + 1, [None], QUESTION, 4)
+        part.answers(PI, 22, [None], QUESTION, 4)
     with pytest.raises(BadInput, match="were read"):
         part.changed(TEXT)
+    part.read_to(30)
+    assert part.read == 32  # whole blocks
+    part.read_to(len(TEXT))
+    for layer in range(CONFIG.layers):
+        pair = zip(part.cache.stores[layer], haystack.cache.stores[layer], strict=True)
+        assert all(torch.equal(a.numbers, b.numbers) for a, b in pair)
+    with pytest.raises(BadInput, match="the text has"):
+        part.read_to(len(TEXT) + 1)
 
 
 def test_needles_in_the_anchor_and_other_modes_are_refused(engine, haystack):
@@ -107,4 +128,4 @@ def test_needles_in_the_anchor_and_other_modes_are_refused(engine, haystack):
         Haystack(engine, TEXT, Reading(mode="blockwise", block=30, anchor=8))
     other = LlamaConfig(**{**vars(CONFIG), "rotary_dim": 8})
     with pytest.raises(BadInput, match="rotary_dim"):
-        Haystack(Engine(other, random_weights(other)), TEXT, READING).answers(YARN, 20, [None], QUESTION, 1)
+        read(Engine(other, random_weights(other)), TEXT).answers(YARN, 20, [None], QUESTION, 1)
