@@ -53,7 +53,8 @@ class GuardedBlocks(gr.Blocks):
 
 
 def _check_files(inputs: Any) -> None:
-    """Raises `BadInput` for a file that was not uploaded to this app. Symbolic links count as what they point to."""
+    """Raises `BadInput` for a file that was not uploaded to this app, or is gone. Symbolic links count as what they
+    point to."""
     for path in _named_files(inputs):
         if "://" in path[:16]:
             raise BadInput("A web address was given in place of a file. Upload the file: this app fetches nothing.")
@@ -63,6 +64,8 @@ def _check_files(inputs: Any) -> None:
             known = False
         if not known:
             raise BadInput("A file was named that was not uploaded here. Upload it first.")
+        if not Path(path).is_file():
+            raise BadInput("This file is no longer here: uploads are deleted after ten minutes. Upload it again.")
 
 
 def _named_files(value: Any) -> Iterator[str]:

@@ -175,6 +175,13 @@ def test_a_folder_is_no_file(visitor):
     assert visitor.said("yolov9_image", file(folder), *DETECTION)
 
 
+def test_an_upload_that_was_deleted_in_the_meantime_is_said_to_be_gone(visitor):
+    for name, call, more in (("x.csv", "longrope_table", ()), ("x.png", "yolov9_image", DETECTION)):
+        path = visitor.upload(name, os.urandom(32))
+        Path(path).unlink()  # as the app does after ten minutes
+        assert "Upload it again" in visitor.said(call, file(path), *more)
+
+
 def test_data_addresses_are_read_as_pictures_and_nothing_else(visitor):
     good = "data:image/png;base64," + base64.b64encode(PICTURE.read_bytes()).decode()
     event, outputs = visitor.call("yolov9_webcam", {"url": good}, *DETECTION)
