@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 
@@ -15,9 +14,9 @@ from models.errors import BadInput
 from models.sdxl_lightning import hub, official, train
 from models.sdxl_lightning.adapters import fuse, read
 from models.sdxl_lightning.discriminator import Discriminator
-from models.sdxl_lightning.network import build_unet, pack, told
+from models.sdxl_lightning.network import pack, told
 from models.sdxl_lightning.pipeline import Network
-from models.sdxl_lightning.schedule import Schedule, scheduler_config, trailing
+from models.sdxl_lightning.schedule import Schedule, trailing
 from models.sdxl_lightning.sdxl import Steps, pictures_in, stages
 from models.weights import read_safetensors, sha256_of
 from tests.models.sdxl_lightning.conftest import xl_pipe, xl_unet
@@ -100,19 +99,6 @@ def test_hub_folders_are_read_by_diffusers_and_carry_their_scheduler(trained) ->
         assert scheduler.config["prediction_type"] == prediction
         assert scheduler.config["timestep_spacing"] == "trailing"
         assert sha256_of(folder / hub.WEIGHTS) in (folder / "README.md").read_text()
-
-
-def test_a_hub_folder_of_the_embedded_model(tmp_path) -> None:
-    torch.manual_seed(0)
-    network = build_unet()
-    folder = hub.write(network, tmp_path / "lightning-4step", 4, "Made for a test.", scheduler_config(), "apache-2.0")
-    assert json.loads((folder / "config.json").read_text())["_class_name"] == "UNet2DConditionModel"
-    again = UNet2DConditionModel.from_pretrained(folder)
-    for name, tensor in network.state_dict().items():
-        assert tensor.dtype == torch.float32  # the one given stays as it was
-        torch.testing.assert_close(again.state_dict()[name].float(), tensor, atol=1e-3, rtol=1e-3)
-    assert "license: apache-2.0" in (folder / "README.md").read_text()
-    assert [path.name for path in tmp_path.iterdir()] == ["lightning-4step"]
 
 
 def test_packed_words_reach_the_network_as_diffusers_passes_them() -> None:
