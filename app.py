@@ -150,6 +150,9 @@ def parse_options(arguments: Sequence[str] | None = None) -> AppOptions:
     option("auth", "", _auth, "ask for this name and password", metavar="USER:PASS")
     option("tier", "embedded", _tier, "embedded: weights that come with the app; official: the published ones")
     option("weights-dir", "", _folder, "folder with weights that you brought", metavar="FOLDER")
+    option("longrope-url", "", _server, "official LongRoPE model on an OpenAI-compatible server", metavar="URL[#MODEL]")
+    option("anygpt-url", "", _server, "official AnyGPT language model on such a server", metavar="URL[#MODEL]")
+    option("lm-key", "", _key, "key of these servers; better in the environment", metavar="KEY")
     option("device", "auto", _device, "auto, cpu, cuda, cuda:N or mps")
     option("memory-limit", "", _bytes, "memory for all models together, such as 8GB (default: 80 %% of it)")
     option("rate-limit", "100", _rate, "requests a second from one address, as a lasting rate; 0 for no limit")
@@ -157,7 +160,12 @@ def parse_options(arguments: Sequence[str] | None = None) -> AppOptions:
     option("lang", "en", _language, "language of the page: en (English) or ja (Japanese)", metavar="en|ja")
     option("mcp", "no", _switch, "offer the API as tools to language models, at /gradio_api/mcp/", **switch)
     option("present", "no", _switch, "for a projector: large type; press ? for its keys", **switch)
-    return AppOptions(**vars(parser.parse_args(arguments)))
+    options = AppOptions(**vars(parser.parse_args(arguments)))
+    if (options.longrope_url or options.anygpt_url) and (options.tier != "official" or options.weights_dir is None):
+        parser.error(
+            "--longrope-url and --anygpt-url need --tier official and --weights-dir FOLDER, for the model's tokenizer"
+        )
+    return options
 
 
 def _prepare_process(options: AppOptions) -> None:
@@ -288,6 +296,24 @@ def _one_of(text: str, what: str, *known: Choice) -> Choice:
 def _folder(text: str) -> str | None:
     if text and not os.path.isdir(text):
         _refuse(f"there is no folder {text!r}; give an existing folder with weights files")
+    return text or None
+
+
+def _server(text: str) -> str | None:
+    from models.completions import Address
+    from models.errors import BadInput
+
+    try:
+        if text:
+            Address.parse(text)
+    except BadInput as error:
+        _refuse(str(error))
+    return text or None
+
+
+def _key(text: str) -> str | None:
+    if not re.fullmatch(r"[!-~]*", text):
+        _refuse("a key is printable ASCII characters without spaces")
     return text or None
 
 

@@ -29,6 +29,7 @@ from demos.anygpt_parts import (
 )
 from demos.registry import AppOptions, demo
 from models import anygpt
+from models.completions import Address
 from models.runtime import Handle, Runtime
 
 if TYPE_CHECKING:
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
 
 ASSETS = Path(__file__).resolve().parent.parent / "assets" / "anygpt"
 BYTES = {"embedded": 900_000_000, "official": 22_000_000_000}
+SERVED_BYTES = 8_000_000_000  # tokenizers and decoders; the language model is elsewhere
 DESCRIPTIONS = {
     "embedded": "A small language model with tokens for pictures, speech and music",
     "official": "AnyGPT-chat, 7 billion parameters",
@@ -91,11 +93,12 @@ EXAMPLES = (
 def build(options: AppOptions, runtime: Runtime) -> None:
     """Lays out the tab and wires its events. Called inside the demo's `gr.Tab`."""
     folder = options.weights_dir if options.tier == "official" else None
+    server = Address.parse(options.anygpt_url, options.lm_key) if options.anygpt_url else None
     handle: Handle[AnyGPT] = runtime.register(
         "anygpt",
-        anygpt.loader(options.tier, folder),
-        estimate_bytes=BYTES[options.tier],
-        description=DESCRIPTIONS[options.tier],
+        anygpt.loader(options.tier, folder, server),
+        estimate_bytes=SERVED_BYTES if server else BYTES[options.tier],
+        description=DESCRIPTIONS[options.tier] + (f", on the server at {server.place}" if server else ""),
     )
     parts.paper_card(demo("anygpt"))
     with gr.Tabs():

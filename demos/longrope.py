@@ -15,6 +15,7 @@ from demos.longrope_evidence import show_evidence
 from demos.longrope_search import search_tab
 from demos.registry import AppOptions, demo
 from models import longrope
+from models.completions import Address
 from models.errors import BadInput, Cancelled
 from models.runtime import Handle, Runtime
 
@@ -41,7 +42,31 @@ MODES = {
 }
 KV_FORMATS = ("bfloat16", "float32", "int8", "int4")
 MAX_TRIALS, MAX_TEXT = 20, 12_000_000
-EMBEDDED_BYTES, OFFICIAL_BYTES = 900_000_000, 16e9
+EMBEDDED_BYTES, OFFICIAL_BYTES, SERVED_BYTES = 900_000_000, 16e9, 10_000_000
+
+
+@dataclass(frozen=True)
+class Offer:
+    """What can be chosen, as names and titles. why: said to whoever asks for something else."""
+
+    methods: dict[str, str]
+    modes: dict[str, str]
+    kv: tuple[str, ...]
+    why: str = ""
+
+
+HERE = Offer(METHODS, MODES, KV_FORMATS)
+SERVER = Offer(
+    {"server": "The server's own factors"},
+    {"server": "Server: it reads the prompt in its own way, and keeps its own cache."},
+    ("server",),
+    " The model is behind a server, which has its own factors, its own way of reading and its own cache.",
+)
+TITLES = METHODS | SERVER.methods
+NO_SEARCH = (
+    "The search tries thousands of factor tables on the network itself. Here the model is behind a server, which has "
+    "the one it was started with. Start the app without `--longrope-url` to search."
+)
 # Settings to start from: power of two, methods, attention.
 STARTS = {
     "1k tokens, inside the window: seconds": (10, ["none"], "exact"),
@@ -56,18 +81,24 @@ HEADS = ["method", "mode", "tokens", "depth", "key", "answer", "right", "seconds
 def build(options: AppOptions, runtime: Runtime) -> None:
     """Lays out the tab and wires its events. Called inside the demo's `gr.Tab`."""
     official = options.tier == "official"
+    server = Address.parse(options.longrope_url, options.lm_key) if options.longrope_url else None
+    size = SERVED_BYTES if server else OFFICIAL_BYTES if official else EMBEDDED_BYTES
+    described = "A long-context model" if official else "SmolLM2-135M-Instruct, trained window 8 192"
     handle = runtime.register(
         "longrope",
-        longrope.loader(options.tier, options.weights_dir),
-        estimate_bytes=int(OFFICIAL_BYTES if official else EMBEDDED_BYTES),
-        description="A long-context model" if official else "SmolLM2-135M-Instruct, trained window 8 192",
+        longrope.loader(options.tier, options.weights_dir, server),
+        estimate_bytes=int(size),
+        description=f"A long-context model on the server at {server.place}" if server else described,
     )
     parts.paper_card(demo("longrope"))
     with gr.Tabs():
         with gr.Tab("Passkey"):
-            table, n_hat = _passkey_tab(handle)
+            table, n_hat = _passkey_tab(handle, SERVER if server else HERE)
         with gr.Tab("Search"):
-            search_tab(handle, table, n_hat, JOBS)
+            if server:
+                gr.Markdown(NO_SEARCH)
+            else:
+                search_tab(handle, table, n_hat, JOBS)
         with gr.Tab("Cost"):
             _cost_tab()
         with gr.Tab("Evidence") as evidence:
@@ -100,7 +131,7 @@ class Question:
     key: str | None
 
     @classmethod
-    def of(cls, values: tuple[Any, ...]) -> Question:
+    def of(cls, values: tuple[Any, ...], offer: Offer = HERE) -> Question:
         power, depth, trials, seed, methods, mode, kv, magnitude, n_hat, table, text, file, *own = values
         try:
             length, place = 2 ** int(power), float(depth)
@@ -111,10 +142,13 @@ class Question:
             raise BadInput(f"2^{power} tokens were asked for. Choose 2^{SHORTEST} to 2^{LONGEST}.")
         if not 1 <= count <= MAX_TRIALS:
             raise BadInput(f"{count} trials were asked for. Choose 1 to {MAX_TRIALS}.")
-        if not methods or not set(methods) <= set(METHODS):
-            raise BadInput(f"Choose one or more of these methods: {', '.join(METHODS)}.")
-        if mode not in MODES or kv not in KV_FORMATS:
-            raise BadInput(f"Choose a mode of {', '.join(MODES)} and a cache format of {', '.join(KV_FORMATS)}.")
+        if not methods or not set(methods) <= set(offer.methods):
+            raise BadInput(f"Choose one or more of these methods: {', '.join(offer.methods)}.{offer.why}")
+        if mode not in offer.modes or kv not in offer.kv:
+            formats = f"a cache format of {', '.join(offer.kv)}"
+            raise BadInput(f"Choose a mode of {', '.join(offer.modes)} and {formats}.{offer.why}")
+        if offer is SERVER and (str(table or "").strip() or str(magnitude or "").strip() or start):
+            raise BadInput(f"Leave the table, the magnitude and n-hat empty.{offer.why}")
         haystack = _uploaded(file) if file else (text or None)
         needle, question, key = (part.strip() or None if isinstance(part, str) else None for part in own)
         return cls(
@@ -127,12 +161,16 @@ class Question:
 
         if method == "streaming":
             return Reading(mode="streaming", kv="float32")
+        if method == "server":
+            return Reading()
         return Reading(mode=self.mode, kv=self.kv)  # type: ignore[arg-type]
 
     def scaling(self, model: Model, method: str) -> RopeScaling:
         """The method's factors at this length; settings of one's own replace what its authors use."""
         if method == "streaming":
             return model.scaling("none", model.window)
+        if method == "server":
+            return model.scaling_at(method, self.length)
         if method == "longrope" and self.table.strip():
             from models.longrope.tables import read_csv, read_json
 
@@ -148,15 +186,15 @@ class Question:
         return model.scaling("longrope", plain.target_length, plain.rescale_factors, self.magnitude, self.n_hat)
 
 
-def _passkey_tab(handle: Handle) -> tuple[gr.Textbox, gr.Number]:
+def _passkey_tab(handle: Handle, offer: Offer) -> tuple[gr.Textbox, gr.Number]:
     """Returns where a factor table and its n-hat are typed."""
     with gr.Row(equal_height=False):
         with gr.Column(scale=1, min_width=280):
             power = gr.Slider(SHORTEST, LONGEST, DEFAULT, step=1, label="Context length, as a power of two")
             length = gr.Markdown(_length_text(DEFAULT), elem_id="longrope-length")
             methods = gr.CheckboxGroup(
-                [(title, name) for name, title in METHODS.items()],
-                value=["none"],
+                [(title, name) for name, title in offer.methods.items()],
+                value=[next(iter(offer.methods))],
                 label="Methods, side by side",
             )
             depth = gr.Slider(0, 1, 0.5, step=0.05, label="Depth of the key", info="Several trials spread over depths")
@@ -165,23 +203,26 @@ def _passkey_tab(handle: Handle) -> tuple[gr.Textbox, gr.Number]:
                 run = gr.Button("Ask", variant="primary", elem_id="longrope-run")
                 stop = gr.Button("Cancel", variant="stop", elem_id="longrope-cancel")
             mode = gr.Radio(
-                [(text, name) for name, text in MODES.items()], value="exact", label="Attention", render=False
-            )
-            gr.Examples(
-                [list(values) for values in STARTS.values()], [power, methods, mode], example_labels=list(STARTS),
-                label="Start from", cache_examples=False, api_name="longrope_start",
+                [(text, name) for name, text in offer.modes.items()], value=next(iter(offer.modes)), label="Attention",
+                render=False,
             )  # fmt: skip
+            if offer is HERE:
+                gr.Examples(
+                    [list(values) for values in STARTS.values()], [power, methods, mode], example_labels=list(STARTS),
+                    label="Start from", cache_examples=False, api_name="longrope_start",
+                )  # fmt: skip
             with gr.Accordion("More", open=False):
                 mode.render()
-                kv = gr.Radio(list(KV_FORMATS), value=KV_FORMATS[0], label="Cache format")
+                kv = gr.Radio(list(offer.kv), value=offer.kv[0], label="Cache format")
                 seed = gr.Number(0, precision=0, label="Seed")
-                magnitude = gr.Textbox("", label="Magnitude", info="su, yarn or a number; empty: the method's own")
-                n_hat = gr.Number(0, precision=0, label="n-hat", info="First tokens that keep their angles")
-                known = gr.Dropdown(_published_names(), label="Published table", interactive=True)
-                table = gr.Textbox(
-                    "", lines=3, label="Factor table for LongRoPE (CSV or JSON)", info="Empty: the shipped one"
-                )
-                upload = gr.File(label="Or a table as CSV or JSON", file_types=[".csv", ".json"], height=90)
+                with gr.Column(visible=offer is HERE):
+                    magnitude = gr.Textbox("", label="Magnitude", info="su, yarn or a number; empty: the method's own")
+                    n_hat = gr.Number(0, precision=0, label="n-hat", info="First tokens that keep their angles")
+                    known = gr.Dropdown(_published_names(), label="Published table", interactive=True)
+                    table = gr.Textbox(
+                        "", lines=3, label="Factor table for LongRoPE (CSV or JSON)", info="Empty: the shipped one"
+                    )
+                    upload = gr.File(label="Or a table as CSV or JSON", file_types=[".csv", ".json"], height=90)
             with gr.Accordion("Your own text", open=False):
                 text = gr.Textbox("", lines=4, label="Haystack", max_length=MAX_TEXT)
                 file = gr.File(label="Or a .txt file", file_types=[".txt"], height=90)
@@ -205,7 +246,7 @@ def _passkey_tab(handle: Handle) -> tuple[gr.Textbox, gr.Number]:
 
     @parts.user_errors
     def ask_passkey(rows: list, cancel: parts.Cancel, *values: Any) -> Iterator[tuple[Any, ...]]:
-        asked = Question.of(values)
+        asked = Question.of(values, offer)
         cancel["asked"] = False
         yield from _ask(handle, asked, rows or [], cancel)
 
@@ -258,7 +299,7 @@ def _trials(model: Model, asked: Question, report: Callable[[Any], None]) -> Non
         for method in asked.methods:
             notes = (*prompt.notes, *scalings[method].notes)
             marked = _prompt_html(prompt.excerpt(model), prompt.length, prompt.depth, notes)
-            what = f"{METHODS[method]}, {prompt.length:,} tokens, trial {number + 1} of {asked.trials}"
+            what = f"{TITLES[method]}, {prompt.length:,} tokens, trial {number + 1} of {asked.trials}"
             report({"prompt": marked, "progress": f"<p>{escape(what)}: starting</p>"})
             said: list[str] = []
 
@@ -301,7 +342,7 @@ def _prompt_html(excerpt: tuple[str, str, str], length: int, depth: float, notes
 
 def _rows(answered: list[dict]) -> list[list[Any]]:
     return [
-        [METHODS[r["method"]], r["mode"], r["length"], round(r["depth"], 2), r["key"], r["answer"].strip(),
+        [TITLES[r["method"]], r["mode"], r["length"], round(r["depth"], 2), r["key"], r["answer"].strip(),
          "yes" if r["correct"] else "no", round(r["seconds"], 1), round(r["tokens_per_second"])]
         for r in reversed(answered)
     ]  # fmt: skip
@@ -318,7 +359,7 @@ def _summary(answered: list[dict]) -> str:
     for (method, mode, target), hits in groups.items():
         low, high = wilson(sum(hits), len(hits))
         lines.append(
-            f"<li>{METHODS[method]}, {mode}, {_short(target)}: <strong>{sum(hits)} of {len(hits)}</strong> right "
+            f"<li>{TITLES[method]}, {mode}, {_short(target)}: <strong>{sum(hits)} of {len(hits)}</strong> right "
             f"(95 % interval {low:.0%} to {high:.0%})</li>"
         )
     return f'<ul class="lp-summary">{"".join(lines)}</ul>'
@@ -327,7 +368,7 @@ def _summary(answered: list[dict]) -> str:
 def _heat(answered: list[dict]) -> Any:
     from demos.longrope_plots import heat_map
 
-    return heat_map(answered, METHODS) if answered else None
+    return heat_map(answered, TITLES) if answered else None
 
 
 def _length_text(power: float) -> str:

@@ -317,8 +317,8 @@ def _ready_text(info: ModelInfo, load_seconds: float | None) -> str:
         f"licence {info.licence}",
         info.device,
         info.dtype,
-        f"{info.parameters / 1e6:.1f} M parameters",
-        _megabytes(info.memory_bytes),
+        f"{info.parameters / 1e6:.1f} M parameters" if info.parameters else "",
+        _megabytes(info.memory_bytes) if info.memory_bytes else "",
         f"loaded in {load_seconds:.1f} s" if load_seconds is not None else "",
     ]
     return " · ".join(part for part in parts if part)

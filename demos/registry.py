@@ -158,6 +158,7 @@ class AppOptions:
     rate_limit: requests a second from one address; 0 for no limit.
     proxies: trusted ones in front of the app.
     mcp: offer the API to language models as tools.
+    longrope_url, anygpt_url: OpenAI-compatible servers with these language models (official tier); lm_key: their key.
     """
 
     demos: tuple[str, ...] = field(default_factory=lambda: tuple(entry.slug for entry in DEMOS))
@@ -174,3 +175,6 @@ class AppOptions:
     rate_limit: float = 100.0
     proxies: int = 0
     mcp: bool = False
+    longrope_url: str | None = None
+    anygpt_url: str | None = None
+    lm_key: str | None = field(default=None, repr=False)

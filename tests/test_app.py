@@ -19,7 +19,7 @@ from models.runtime import Device, LoadedModel, ModelInfo, Runtime
 
 ROOT = Path(__file__).resolve().parent.parent
 NAMES = ("demos", "host", "port", "share", "auth", "tier", "weights-dir", "device", "memory-limit", "present", "lang")
-NAMES += ("rate-limit", "proxies", "mcp")
+NAMES += ("rate-limit", "proxies", "mcp", "longrope-url", "anygpt-url", "lm-key")
 
 
 @pytest.fixture(autouse=True)
@@ -66,6 +66,24 @@ class TestOptions:
         monkeypatch.setenv(variable(name), text)
         assert getattr(app.parse_options([]), field) == value
 
+    @pytest.mark.parametrize("name", ["longrope-url", "anygpt-url"])
+    def test_a_server_by_option_and_by_environment(self, monkeypatch, name):
+        url, official = "http://gpu.local:8000/v1#phi3", ["--tier", "official", "--weights-dir", "."]
+        options = app.parse_options([*official, f"--{name}", url, "--lm-key", "s3cret"])
+        assert getattr(options, name.replace("-", "_")) == url and options.lm_key == "s3cret"
+        assert "s3cret" not in repr(options)
+        monkeypatch.setenv(variable(name), url)
+        monkeypatch.setenv(variable("lm-key"), "other")
+        options = app.parse_options(official)
+        assert getattr(options, name.replace("-", "_")) == url and options.lm_key == "other"
+
+    @pytest.mark.parametrize("name", ["longrope-url", "anygpt-url"])
+    def test_a_server_needs_the_official_tier_and_the_folder_with_its_tokenizer(self, capsys, name):
+        for given in ([], ["--tier", "official"], ["--weights-dir", "."]):
+            with pytest.raises(SystemExit):
+                app.parse_options([*given, f"--{name}", "http://127.0.0.1:8000/v1"])
+            assert "need --tier official and --weights-dir" in capsys.readouterr().err
+
     def test_the_option_wins_over_the_environment(self, monkeypatch):
         monkeypatch.setenv("LIVE_PAPERS_PORT", "not a port")
         assert app.parse_options(["--port", "7861"]).port == 7861
@@ -94,6 +112,10 @@ class TestOptions:
         ("rate-limit", "many", "0 for no limit"),
         ("proxies", "-1", "number of proxies"),
         ("memory-limit", "0GB", "8GB"),
+        ("longrope-url", "gpu:8000", "http://127.0.0.1:8000/v1"),
+        ("longrope-url", "file:///etc/passwd", "http://127.0.0.1:8000/v1"),
+        ("anygpt-url", "http://me:secret@gpu/v1", "--lm-key"),
+        ("lm-key", "two words", "without spaces"),
         ("memory-limit", "-1GB", "8GB"),
     )
 

@@ -69,7 +69,7 @@ def tiny_app(demos: tuple[str, ...] = ("anygpt",)) -> Iterator[str]:
 
     options = AppOptions(demos=demos, port=free_port(), device="cpu")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(anygpt, "loader", lambda tier, path: load)
+        patch.setattr(anygpt, "loader", lambda *_: load)
         blocks = build_app(options)
     # Mounted, not launched: launching asks itself for the page and gives up where the machine is busy.
     known = inspect.signature(gr.mount_gradio_app).parameters
