@@ -27,7 +27,7 @@ from tests.load.app import App, Meter, running
 from tests.load.users import TABS, THINK, Kind, Tally, crowd, tab_of
 from tests.load.visitor import LIMITS, Answer, Endpoint, Visitor, endpoints
 
-PATIENCE = 180.0  # seconds that visitors wait for their last result when all go home
+PATIENCE = 90.0  # seconds that visitors wait for their last result when all go home
 ARRIVALS = 0.08  # of the time: by then everybody is there
 WARM_UP = 0.25  # of the time
 LONG_END = 0.55
@@ -35,7 +35,9 @@ SETTLE = 20.0  # seconds after the long run that its memory takes to go
 LOSS = 3.0  # times slower a webcam may be beside the long run
 
 
-async def simulate(app: App, users: int, seconds: float, long: bool, seed: int) -> tuple[Tally, Meter, float]:
+async def simulate(
+    app: App, users: int, seconds: float, long: bool, seed: int, patience: float = PATIENCE
+) -> tuple[Tally, Meter, float]:
     """The visitors' day. Returns what they saw, what the app needed, and this process's mean share of a core."""
     known = await asyncio.to_thread(endpoints, app.url)
     tally, meter = Tally(time.monotonic(), asyncio.Event()), Meter(app)
@@ -54,8 +56,8 @@ async def simulate(app: App, users: int, seconds: float, long: bool, seed: int) 
         tally.stop.set()
         share = (sum(os.times()[:2]) - before) / (time.monotonic() - started)
         clock.cancel()
-        _, late = await asyncio.wait(visits, timeout=PATIENCE)
-        tally.without_result = len(late)
+        _, late = await asyncio.wait(visits, timeout=patience)
+        tally.without_result = patience, len(late)
         for visit in late:
             visit.cancel()
         for ended in await asyncio.gather(*visits, return_exceptions=True):
@@ -92,7 +94,7 @@ def summary(tally: Tally, meter: Meter, share: float, users: int, seconds: float
         "warm_up_s": warm,
         "think_s": THINK,
         "tabs": {tab: _tab(tally, tab, warm) for tab in TABS},
-        "without_result_after_s": {"waited": PATIENCE, "visitors": tally.without_result},
+        "without_result_after_s": dict(zip(("waited", "visitors"), tally.without_result, strict=True)),
         "errors": [f"{d.action} at {d.at:.0f} s: {d.why}" for d in tally.done if d.outcome == "error"],
         "webcam": _webcam(tally, warm, end),
         "long_run": tally.long_run,

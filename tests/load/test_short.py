@@ -17,7 +17,7 @@ TIMING = ("slower beside the long run", "Memory does not grow", "Every tab gave 
 def short():
     """What is recorded of a short day, and whether the app was there at its end."""
     with running() as app:
-        tally, meter, share = asyncio.run(simulate(app, USERS, SECONDS, long=False, seed=0))
+        tally, meter, share = asyncio.run(simulate(app, USERS, SECONDS, long=False, seed=0, patience=400.0))
         return summary(tally, meter, share, USERS, SECONDS), app.process.is_running()
 
 

@@ -31,7 +31,8 @@ THINK = {  # seconds between a result and the next action, on average
 WATCHED = 60.0  # seconds a camera stays on
 KEYSTROKE = 0.2  # seconds
 PASSKEY_POWER = 12  # 2^12 tokens
-LONG_POWER = 21
+LONG_POWERS = (21, 20, 19, 18)  # of two: tokens, the next one where there is no memory for the one before
+NO_ROOM = "GB are available"
 PROMPTS = ("a blue apple", "cat with sunglasses", "two pears", "fox on a pink background", "car and tree")
 TOPICS = ("What is the capital of France?", "Tell me something about the sea.", "What can I do with an apple?")
 WISHES = ("Draw a red apple.", "Draw a blue car.", "Draw a green tree.")
@@ -61,7 +62,7 @@ class Tally:
     long_run: dict[str, Any] = field(default_factory=dict)
     long_from: float = 0.0  # seconds of the clock
     long_until: float = 0.0
-    without_result: int = 0  # visitors who still waited when the measurement ended
+    without_result: tuple[float, int] = (0.0, 0)  # after so many seconds' patience, so many visitors still waited
 
     @property
     def now(self) -> float:
@@ -176,7 +177,8 @@ async def passkey(visitor: Visitor, tally: Tally, chance: random.Random) -> None
 
 
 async def long_run(visitor: Visitor, tally: Tally, chance: random.Random) -> None:
-    """Reads two million tokens, blockwise, from `long_from` to `long_until`; then presses Cancel."""
+    """Reads two million tokens, blockwise, from `long_from` to `long_until`; then presses Cancel. Where the app says
+    that the machine has no memory for so many, half of them."""
     if tally.long_run or not tally.long_until:
         await tally.stop.wait()
         return
@@ -192,11 +194,19 @@ async def long_run(visitor: Visitor, tally: Tally, chance: random.Random) -> Non
         await visitor.run("longrope_cancel")
 
     button = asyncio.create_task(cancel())
-    asked = {"Context length, as a power of two": LONG_POWER, "Attention": "blockwise", "Cache format": "int4"}
-    answer = await ask(visitor, tally, "long run, cancelled", "longrope_passkey", asked, read)
+    refused = []
+    for power in LONG_POWERS:
+        asked = {"Context length, as a power of two": power, "Attention": "blockwise", "Cache format": "int4"}
+        at = tally.now
+        answer = await visitor.ask("longrope_passkey", asked, read)
+        if answer.outcome != "error" or NO_ROOM not in answer.why:
+            break
+        refused.append(answer.why)
     await button
+    tally.add("long run, cancelled", at, answer)
     tally.long_run = {
-        "tokens": 2**LONG_POWER,
+        "tokens": 2**power,
+        "refused": refused,
         "asked_at_s": tally.long_from,
         "reading_from_s": seen[0][0] if seen else None,
         "cancelled_at_s": tally.long_until,
