@@ -15,10 +15,13 @@ import gradio as gr
 from demos.parts import EvidenceRow, evidence_table
 
 TITLES = {"none": "None", "pi": "PI", "ntk": "NTK", "dynamic_ntk": "Dynamic NTK", "yarn": "YaRN",
-          "longrope": "LongRoPE", "streaming": "StreamingLLM"}  # fmt: skip
+          "longrope": "LongRoPE", "longrope stretched": "LongRoPE, stretched table",
+          "streaming": "StreamingLLM"}  # fmt: skip
 EVALUATE = "python -m models.longrope.evaluate"
 COMMANDS = {
     "passkey": f"{EVALUATE} passkey --lengths 4096 16384",
+    "blockwise": f"{EVALUATE} blockwise --lengths 16384 65536 --methods none pi ntk yarn longrope --trials 20",
+    "reading": f"{EVALUATE} blockwise --lengths 131072 262144 --kv int8 --methods longrope",
     "spread": f"{EVALUATE} spread --lengths 16384 65536 --trials 100",
     "perplexity": f"{EVALUATE} perplexity --text FILE --lengths 2048 16384",
     "search": f"{EVALUATE} search --lengths 16384 32768 65536",
@@ -36,6 +39,7 @@ PAPER = (
 
 
 Recorded = dict[str, Any]
+TABLES_ONLY = ("reading",)
 
 
 def show_evidence(folder: Path, tab: gr.Tab) -> None:
@@ -46,7 +50,8 @@ def show_evidence(folder: Path, tab: gr.Tab) -> None:
     rows = [EvidenceRow(what, figure) for what, figure in PAPER]
     evidence_table(rows, "The paper's own figures: models fifty times larger, fine-tuned; not measured here")
     sections: dict[str, Callable[[Recorded], None]] = {
-        "passkey": _passkey, "spread": _spread, "perplexity": _perplexity, "search": _search, "speed": _speed,
+        "passkey": _passkey, "blockwise": _blockwise, "spread": _spread, "perplexity": _perplexity,
+        "search": _search, "reading": _reading, "speed": _speed,
     }  # fmt: skip
     plots: dict[str, gr.Plot] = {}
     for name, show in sections.items():
@@ -54,7 +59,8 @@ def show_evidence(folder: Path, tab: gr.Tab) -> None:
         if data is None:
             gr.Markdown(f"Not measured yet: {name}. `{COMMANDS[name]}` records it.")
             continue
-        plots[name] = gr.Plot(show_label=False, elem_id=f"longrope-evidence-{name}")
+        if name not in TABLES_ONLY:
+            plots[name] = gr.Plot(show_label=False, elem_id=f"longrope-evidence-{name}")
         show(data)
     if plots:
         tab.select(lambda: _drawn(folder, list(plots)), None, list(plots.values()), api_name="longrope_evidence")
@@ -65,8 +71,8 @@ def _drawn(folder: Path, names: list[str]) -> Any:
     from demos import longrope_evidence_plots as plots
 
     draw = {
-        "passkey": plots.passkey_figure, "spread": plots.spread_figure, "perplexity": plots.perplexity_figure,
-        "search": plots.searches_figure, "speed": plots.speed_figure,
+        "passkey": plots.passkey_figure, "blockwise": plots.passkey_figure, "spread": plots.spread_figure,
+        "perplexity": plots.perplexity_figure, "search": plots.searches_figure, "speed": plots.speed_figure,
     }  # fmt: skip
     figures = [draw[name](json.loads((folder / f"{name}.json").read_text())["result"]) for name in names]
     return figures if len(figures) > 1 else figures[0]
@@ -100,6 +106,41 @@ def _passkey(data: Recorded) -> None:
     ]
     text = f"Passkey at full length, {data['result']['model']}, window 8 192, no fine-tuning"
     evidence_table(rows, _caption(text, data))
+
+
+def _blockwise(data: Recorded) -> None:
+    rows = [
+        EvidenceRow(f"{_title(row['method'])}, {row['length']:,} tokens, {row['kv']} cache", None, _share(row))
+        for row in sorted(data["result"]["rows"], key=lambda row: row["length"])
+    ]
+    first = data["result"]["rows"][0]
+    text = (
+        f"Passkey at full length, read blockwise ({first['anchor']} tokens of anchor, blocks of {first['block']}), "
+        f"{data['result']['model']}, no fine-tuning; all methods ask the same blocks, so they differ in what the "
+        "question sees; a key is right where each of its tokens is the likeliest"
+    )
+    evidence_table(rows, _caption(text, data))
+
+
+def _reading(data: Recorded) -> None:
+    rows = []
+    for row in data["result"]["rows"]:
+        how = f"{row['length']:,} tokens, {row['kv']} cache{' in files' if row['in_files'] else ''}"
+        if "stopped" in row:
+            figure = f"not reached: {row['read']:,} tokens after {row['read_seconds']:.0f} s"
+            rows.append(EvidenceRow(how, None, figure, row["stopped"]))
+            continue
+        answer = f"{_title(row['method'])}: {row['key']}, answered {row['answer'].strip()!r}"
+        rows.append(
+            EvidenceRow(
+                how,
+                None,
+                f"read in {row['read_seconds']:.0f} s, answered in {row['answer_seconds']:.0f} s",
+                f"{answer}, {'right' if row['correct'] else 'wrong'}; peak memory {row['peak_gigabytes']:.1f} GB, "
+                f"{row['threads']} threads, load {row['load_average']:.1f}",
+            )
+        )
+    evidence_table(rows, _caption("Blockwise reading of one text, timed at each length, and its first question", data))
 
 
 def _spread(data: Recorded) -> None:
@@ -163,7 +204,19 @@ def _speed(data: Recorded) -> None:
         )
         for row in data["result"]["rows"]
     ]
-    text = "Against transformers.generate with SDPA, same weights and prompt, in turns, processor seconds of one thread"
+    rows += [
+        EvidenceRow(
+            f"{row['tokens']:,} tokens and an answer of {data['result']['new_tokens']}, {row['mode']}, "
+            f"{row['kv']} cache: this engine alone",
+            None,
+            f"{row['seconds']:.0f} s on {row['threads']} threads",
+            f"peak memory {row['peak_gigabytes']:.1f} GB, load {row['load_average']:.1f}",
+        )
+        for row in data["result"].get("alone", [])
+    ]
+    text = (
+        "Against transformers.generate with SDPA, same weights and prompt, in turns, processor seconds of all threads"
+    )
     evidence_table(rows, _caption(text, data))
 
 

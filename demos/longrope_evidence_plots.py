@@ -13,7 +13,7 @@ from demos.longrope_evidence import TITLES
 from demos.longrope_plots import heat_map
 
 COLOURS = {"none": "#6b7280", "pi": "#d97706", "ntk": "#2563eb", "dynamic_ntk": "#0891b2", "yarn": "#7c3aed",
-           "longrope": "#0f766e", "streaming": "#be123c"}  # fmt: skip
+           "longrope": "#0f766e", "longrope stretched": "#65a30d", "streaming": "#be123c"}  # fmt: skip
 WINDOW = 8192  # of the embedded model
 
 
@@ -89,7 +89,7 @@ def speed_figure(result: dict[str, Any]) -> Figure:
         axes.bar_label(drawn, fmt=" %.0f s")
     axes.set_yticks([i + 0.25 for i in range(len(lengths))], [f"{tokens:,} tokens" for tokens in lengths])
     axes.invert_yaxis()
-    axes.set_xlabel("processor seconds to read the prompt and answer, one thread")
+    axes.set_xlabel("processor seconds to read the prompt and answer")
     axes.legend(frameon=False)
     return figure
 

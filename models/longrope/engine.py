@@ -68,8 +68,8 @@ class Reading:
     mode: Mode = "exact"
     kv: str | None = None
     chunk: int = 1024
-    block: int = 4096
-    anchor: int = 1024
+    block: int = 1024
+    anchor: int = 256
     question: int = 64
     sinks: int = 4
     recent: int = 2044

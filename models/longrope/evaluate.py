@@ -138,7 +138,7 @@ def blockwise(model: Model, args: argparse.Namespace) -> None:
                 found = [row for row in log.rows if all(row[k] == v for k, v in place.items())]
                 print(label, length, sum(row["correct"] for row in found), "of", len(found), flush=True)
             result = {"model": model.name, "commands": log.commands(), **passkey_summary(log.rows)}
-            _record(args.out or EVIDENCE / "passkey.json", result, *PLACE)
+            _record(args.out or EVIDENCE / "blockwise.json", result, *PLACE)
 
 
 def _read_on(
@@ -364,8 +364,12 @@ def main() -> None:
     parser.add_argument("--sparse", type=int, default=256, help="tokens of each sparse prompt (search, spread)")
     parser.add_argument("--whole", action="store_true", help="search on whole prompts, read blockwise")
     parser.add_argument("--iterations", type=int, default=8, help="of the search, 16 tables each, after the first 24")
-    parser.add_argument("--block", type=int, default=1024, help="tokens of a block (blockwise, search --whole)")
-    parser.add_argument("--anchor", type=int, default=256, help="tokens all blocks see (blockwise, search --whole)")
+    parser.add_argument(
+        "--block", type=int, default=Reading.block, help="tokens of a block (blockwise, search --whole)"
+    )
+    parser.add_argument(
+        "--anchor", type=int, default=Reading.anchor, help="tokens all blocks see (blockwise, search --whole)"
+    )
     parser.add_argument("--seed", type=int, default=42, help="of the search")
     parser.add_argument("--ray", metavar="ADDRESS", help=f"score the search's tables as Ray tasks at: {ADVICE}")
     parser.add_argument("--tier", default="embedded")

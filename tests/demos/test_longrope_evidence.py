@@ -3,14 +3,18 @@
 import json
 from pathlib import Path
 
+import gradio as gr
 import pytest
 
 from demos import longrope_evidence_plots as plots
+from demos.longrope_evidence import show_evidence
 from models.longrope.evaluate import passkey_summary, spread_summary
+from models.records import record
 
 RECORDED = Path(__file__).resolve().parents[2] / "assets" / "longrope" / "evidence"
 DRAW = {
     "passkey": plots.passkey_figure,
+    "blockwise": plots.passkey_figure,
     "spread": plots.spread_figure,
     "perplexity": plots.perplexity_figure,
     "search": plots.searches_figure,
@@ -66,6 +70,23 @@ def test_what_is_recorded_can_be_drawn(name):
         figure = DRAW[name](json.loads(path.read_text())["result"])
         figure.canvas.draw()
         assert figure.axes
+
+
+def test_the_panel_shows_blockwise_records_and_what_was_not_reached(tmp_path):
+    rows = [{**row, "mode": "blockwise", "block": 1024, "anchor": 256} for row in TRIALS]
+    reading = {"mode": "blockwise", "kv": "int8", "block": 1024, "anchor": 256, "in_files": True, "threads": 2,
+               "peak_gigabytes": 1.5, "load_average": 2.0, "read_seconds": 90.0}  # fmt: skip
+    reached = {**reading, "length": 131_072, "read": 131_000, "answer_seconds": 4.0, "method": "longrope stretched",
+               "key": "12345", "answer": " 12340", "correct": False}  # fmt: skip
+    stopped = {**reading, "length": 2_097_152, "read": 400_000, "stopped": "12 minutes were over"}
+    record(tmp_path / "blockwise.json", {"model": "m", "commands": ["c"], **passkey_summary(rows)})
+    record(tmp_path / "reading.json", {"model": "m", "commands": ["c"], "rows": [reached, stopped]})
+    with gr.Blocks() as page, gr.Tab() as tab:
+        show_evidence(tmp_path, tab)
+    shown = " ".join(str(block.value) for block in page.blocks.values() if isinstance(block, gr.HTML))
+    assert "LongRoPE, 16,384 tokens, bfloat16 cache" in shown and "2 of 3 right (95 % interval 21% to 94%)" in shown
+    assert "12345, answered &#x27;12340&#x27;, wrong" in shown
+    assert "not reached: 400,000 tokens after 90 s" in shown and "12 minutes were over" in shown
 
 
 def test_recorded_passkey_at_the_trained_window():
