@@ -28,7 +28,7 @@ from models.sdxl_lightning.network import build_unet, read_unet
 from models.sdxl_lightning.rivals import FOLDER, Cost, budget
 from models.weights import read_safetensors, sha256_of, write_safetensors
 
-RESAMPLED = 100  # times, of the captions
+RESAMPLED = 50  # times, of the captions
 
 
 @dataclass(frozen=True)
