@@ -1,7 +1,7 @@
 """AnyGPT's language model behind an OpenAI-compatible server: it writes the ids of a reply, under the same rules.
 
 A server chooses tokens itself, so it is told which may come. While that stays the same, one request is enough: it ends
-at an id that changes the rules, or when their time is over. A picture is one request, as is a text up to the next medium;
+at an id that changes the rules, or when their time is over. A picture is one request, as is text up to the next medium;
 music, whose layers take turns, is one for each token, and the server's prefix cache keeps those short.
 """
 

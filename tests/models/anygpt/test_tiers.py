@@ -118,7 +118,7 @@ def test_folders_that_do_not_fit_are_named(folder, tmp_path):
     lm.mkdir(parents=True)
     (lm / "config.json").write_text("{}")
     (lm / "tokenizer.json").write_text("{}")
-    with pytest.raises(WeightsCorrupt, match="no complete model folder"):
+    with pytest.raises(WeightsCorrupt, match="no complete tokenizer"):
         anygpt.load("official", tmp_path, "cpu")
     llama_tokenizer(400).save_pretrained(lm)
     tiny_llama(400).save_pretrained(lm)
