@@ -245,10 +245,6 @@ class Completions:
         text, ids, reason = choice.get("text") or "", choice.get("token_ids") or [], choice.get("finish_reason")
         if not isinstance(text, str) or not isinstance(ids, list) or not all(type(i) is int and i >= 0 for i in ids):
             raise self._wrong("what it sends is no completion")
-        if text and not ids:
-            raise self._wrong(
-                "it sends no token ids", "It has to honour return_token_ids, as vLLM 0.10.2 and newer do."
-            )
         if reason not in (None, "stop", "length"):
             raise ServerUnavailable(
                 f"The server at {self.place} gave up ({str(reason)[:80]}). Look at its log, and try again."
@@ -256,6 +252,9 @@ class Completions:
         stopped_by = choice.get("stop_reason")
         if reason == "stop" and type(stopped_by) is int and stopped_by in request.stop and ids[-1:] != [stopped_by]:
             ids = [*ids, stopped_by]  # a server that leaves out the id that ended it says which it was
+        if text and not ids:
+            advice = "It has to honour return_token_ids, as vLLM 0.10.2 and newer do."
+            raise self._wrong("it sends no token ids", advice)
         return Piece(tuple(ids), text), reason is not None
 
     def _wrong(
@@ -368,7 +367,7 @@ class _Exchange:
             return ServerUnavailable(f"The server at {place} is busy ({what}). Try again in a moment.")
         if status == http.HTTPStatus.NOT_FOUND or 300 <= status < 400:
             return ServerUnavailable(
-                f"There is no such API or model at {place} ({what}). Check the address; it ends in /v1 as a rule."
+                f"There is no such API or model at {place} ({what}). Check the address; one is http://HOST:8000/v1."
             )
         if status < 500:
             return ServerUnavailable(f"The server at {place} refuses the request ({what}).")

@@ -95,7 +95,14 @@ class ServedEngine(Engine):
         )
 
     def settled(self, reading: Reading) -> NoReturn:
-        """Raises `BadInput`: whatever reads with the network itself begins here."""
+        """Raises `BadInput`: whatever reads with the network itself asks for this or for `tokens`."""
+        self._refuse()
+
+    def tokens(self, ids: Sequence[int]) -> NoReturn:
+        """Raises `BadInput`, as `settled` does."""
+        self._refuse()
+
+    def _refuse(self) -> NoReturn:
         raise BadInput(
             "This needs a model that is read on this machine: a server has one table of factors, and says what it "
             "writes, not how likely each token was. Start without --longrope-url."
