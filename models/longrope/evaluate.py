@@ -65,12 +65,12 @@ def method_scaling(model: Model, method: str, length: int, table: Path | None) -
 def passkey(model: Model, args: argparse.Namespace) -> None:
     """Trials spread evenly over depths; every method answers the same prompts."""
     log = _Log(args.runs / "passkey.jsonl")
-    for length, trial, method in itertools.product(args.lengths, range(args.trials), args.methods):
+    for length, trial, method in itertools.product(args.lengths, range(args.trials[0]), args.methods):
         label, rope = method_scaling(model, method, length, args.table)
         mode: Mode = "streaming" if method == STREAMING else args.mode
         place = {"method": label, "mode": mode, "kv": args.kv or model.engine.dtype, "target": length, "trial": trial}
         if not log.has(place):
-            prompt = make_prompt(model, length, (trial + 0.5) / args.trials, SCORED_SEED + trial)
+            prompt = make_prompt(model, length, (trial + 0.5) / args.trials[0], SCORED_SEED + trial)
             done = run(model, prompt, rope, Reading(mode=mode, kv=args.kv))
             log.add({**asdict(done), **place})
             print(f"{label} {length} trial {trial}: {done.answer!r} {done.correct} {done.seconds:.0f} s", flush=True)
@@ -114,15 +114,17 @@ def blockwise(model: Model, args: argparse.Namespace) -> None:
     text = context(model, lengths[-1])
     haystack = Haystack(model.engine, text, reading)
     setting = {"mode": "blockwise", "kv": haystack.reading.kv, "block": args.block, "anchor": args.anchor}
+    counts = dict(itertools.zip_longest(args.lengths, args.trials, fillvalue=args.trials[-1]))
     for length in _read_on(model, haystack, lengths, args, setting):
         tokens = len(context(model, length))
-        for low in range(0, args.trials, TOGETHER):
-            trials = range(low, min(low + TOGETHER, args.trials))
+        for low in range(0, counts[length], TOGETHER):
+            trials = range(low, min(low + TOGETHER, counts[length]))
             prompts = {i: hide(model, text[:tokens], _spaced(i), SCORED_SEED + i, args.anchor) for i in trials}
             changes = {i: haystack.changed(prompt.ids[:tokens]) for i, prompt in prompts.items()}
             for method in args.methods:
                 label, rope = method_scaling(model, method, length, args.table)
-                place = {"method": label, "target": length, **setting}
+                table = round(rope.target_length) if label == "longrope" else None  # the length it was searched for
+                place = {"method": label, "table": table, "target": length, **setting}
                 left = [i for i in trials if not log.has({**place, "trial": i})]
                 if not left:
                     continue
@@ -193,11 +195,11 @@ def spread(model: Model, args: argparse.Namespace) -> None:
     log = _Log(args.runs / "spread.jsonl")
     for length, method in itertools.product(args.lengths, args.methods):
         label, rope = method_scaling(model, method, length, args.table)
-        for trial in range(args.trials):
+        for trial in range(args.trials[0]):
             place = {"method": label, "length": length, "trial": trial, "tokens": args.sparse}
             if log.has(place):
                 continue
-            prompt = make_prompt(model, args.sparse, (trial + 0.5) / args.trials, SCORED_SEED + trial)
+            prompt = make_prompt(model, args.sparse, (trial + 0.5) / args.trials[0], SCORED_SEED + trial)
             reading = Reading(jumps=prompt.spread(length))
             losses, likeliest = model.engine.forced(*prompt.answered(model), rope, reading)
             log.add({**place, "seed": prompt.seed, "correct": bool(likeliest.all()), "loss": float(losses.mean())})
@@ -250,7 +252,6 @@ def perplexity(model: Model, args: argparse.Namespace) -> None:
 def search(model: Model, args: argparse.Namespace) -> None:
     """Searches a table for each length with the demo preset on sparse prompts; ships it as CSV."""
     path = args.out or EVIDENCE / "search.json"
-    rows = json.loads(path.read_text())["result"]["runs"] if path.exists() else []
     for length in args.lengths:
         scale = length / model.window
         settings = replace(demo(model.config.rotary_dim // 2, scale, args.seed), iterations=args.iterations)
@@ -282,6 +283,7 @@ def search(model: Model, args: argparse.Namespace) -> None:
         card = {"model": model.name, "original_length": model.window, "target_length": length, "magnitude": "su",
                 "objective": objective, "fine_tuned": False, "licence": "same as this repository"}  # fmt: skip
         record(SEARCHED / f"{name}.json", card)
+        rows = json.loads(path.read_text())["result"]["runs"] if path.exists() else []
         rows = [row for row in rows if row["length"] != length]
         rows.append(
             {"length": length, "command": provenance()["command"], "objective": objective, "before": before,
@@ -351,7 +353,7 @@ def main() -> None:
     parser.add_argument("--lengths", type=int, nargs="+", required=True, help="tokens")
     parser.add_argument("--methods", nargs="+", default=["none", "pi", "ntk", "yarn"], choices=(*METHODS, STREAMING))
     parser.add_argument("--table", type=Path, help="CSV for the method longrope, instead of the shipped tables")
-    parser.add_argument("--trials", type=int, default=10)
+    parser.add_argument("--trials", type=int, nargs="+", default=[10], help="for all lengths, or for each (blockwise)")
     parser.add_argument("--mode", default="exact", choices=("exact", "blockwise"))
     parser.add_argument("--kv", help="cache format; the engine's own if not given")
     parser.add_argument("--minutes", type=float, default=math.inf, help="to read the haystack in (blockwise)")
@@ -380,6 +382,8 @@ def main() -> None:
     args = parser.parse_args()
     if args.ray and args.what != "search":
         parser.error("--ray is for search; the other measures are one run")
+    if len(args.trials) not in (1, len(args.lengths) if args.what == "blockwise" else 1):
+        parser.error("--trials takes one number, or with blockwise one for each of --lengths")
     if args.whole and args.ray is not None:
         parser.error("--whole searches in this process: leave out --ray")
     if args.what == "perplexity" and args.text is None:
