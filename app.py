@@ -19,7 +19,7 @@ from deploy import spaces
 if TYPE_CHECKING:
     import gradio as gr
 
-    from models.runtime import Runtime
+    from models.runtime import ModelRuntime
 
 # Read by Gradio when it is imported, which is why Gradio is imported in functions below.
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
@@ -32,7 +32,8 @@ def main() -> None:
     # What is imported and built here stays: looking for garbage in it would take a tenth of the start.
     gc.disable()
     options = parse_options()
-    _prepare_process(options)
+    prepare_process(options)
+    signal.signal(signal.SIGTERM, _exit)  # or `kill` would leave the folder for uploads behind
     demo = build_app(options)
     spaces.lend_gpu(demo)
     try:
@@ -47,7 +48,7 @@ def main() -> None:
     demo.block_thread()
 
 
-def build_app(options: AppOptions, runtime: "Runtime | None" = None, demos: Sequence[Demo] = DEMOS) -> "gr.Blocks":
+def build_app(options: AppOptions, runtime: "ModelRuntime | None" = None, demos: Sequence[Demo] = DEMOS) -> "gr.Blocks":
     """The app as Blocks, not launched. Imports no model; `runtime` defaults to a new one from the options."""
     import gradio as gr
 
@@ -168,7 +169,7 @@ def parse_options(arguments: Sequence[str] | None = None) -> AppOptions:
     return options
 
 
-def _prepare_process(options: AppOptions) -> None:
+def prepare_process(options: AppOptions) -> None:
     """Settings that libraries read when they are imported, and a private folder for uploads and results."""
     spaces.prepare()
     if options.mcp and importlib.util.find_spec("mcp") is None:
@@ -179,7 +180,6 @@ def _prepare_process(options: AppOptions) -> None:
         folder = tempfile.mkdtemp(prefix="live-papers-")  # mode 0700
         os.environ["GRADIO_TEMP_DIR"] = folder
         atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    signal.signal(signal.SIGTERM, _exit)  # or `kill` would skip the line above
 
 
 def _exit(*_: object) -> NoReturn:

@@ -30,7 +30,7 @@ from demos.anygpt_parts import (
 from demos.registry import AppOptions, demo
 from models import anygpt
 from models.completions import Address
-from models.runtime import Handle, Runtime
+from models.runtime import ModelHandle, ModelRuntime
 
 if TYPE_CHECKING:
     from models.anygpt.pipeline import AnyGPT
@@ -90,11 +90,11 @@ EXAMPLES = (
 )
 
 
-def build(options: AppOptions, runtime: Runtime) -> None:
+def build(options: AppOptions, runtime: ModelRuntime) -> None:
     """Lays out the tab and wires its events. Called inside the demo's `gr.Tab`."""
     folder = options.weights_dir if options.tier == "official" else None
     server = Address.parse(options.anygpt_url, options.lm_key) if options.anygpt_url else None
-    handle: Handle[AnyGPT] = runtime.register(
+    handle: ModelHandle[AnyGPT] = runtime.register(
         "anygpt",
         anygpt.loader(options.tier, folder, server),
         estimate_bytes=SERVED_BYTES if server else BYTES[options.tier],
@@ -111,7 +111,7 @@ def build(options: AppOptions, runtime: Runtime) -> None:
     parts.status_line(handle)
 
 
-def _chat_tab(handle: Handle[AnyGPT], tier: str) -> None:
+def _chat_tab(handle: ModelHandle[AnyGPT], tier: str) -> None:
     with gr.Row(equal_height=False, elem_id="anygpt-panel"):
         with gr.Column(scale=1, min_width=280, elem_id="anygpt-controls") as controls:
             output = gr.Radio(OUTPUTS, value="auto", label="The reply is", elem_id="anygpt-output")

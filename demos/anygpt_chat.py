@@ -5,11 +5,13 @@ from __future__ import annotations
 import mimetypes
 import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
 
 import gradio as gr
 from gradio.data_classes import FileData
@@ -19,11 +21,13 @@ from demos import parts
 from demos.anygpt_parts import MIXED, MUSIC, NAMES, SOUNDS, SPEECH, Choices, one_of
 from demos.anygpt_tokens import EMPTY, TokenView
 from models.errors import BadInput, Cancelled
-from models.runtime import Handle
+from models.runtime import ModelHandle, Report
 
 if TYPE_CHECKING:
-    from models.anygpt.pipeline import AnyGPT, Reply
+    from models.anygpt.grammar import Rule
+    from models.anygpt.pipeline import AnyGPT
     from models.anygpt.streams import Part, Turn
+    from models.anygpt.vocabulary import Medium, Words
 
 MOST_FILES, MOST_TEXT, MOST_TURNS = 6, 20_000, 400
 MICROPHONE = "audio.wav"  # what Gradio calls every recording
@@ -81,7 +85,7 @@ def said(*lines: str) -> str:
 
 
 def answer(
-    handle: Handle[AnyGPT], talk: Talk, message: Any, choices: Choices, cancel: parts.Cancel
+    handle: ModelHandle[AnyGPT], talk: Talk, message: Any, choices: Choices, cancel: parts.Cancel
 ) -> Iterator[tuple[Any, ...]]:
     """Sends a turn and shows the reply while it is written; outputs as `Screen` orders them.
 
@@ -98,41 +102,83 @@ def answer(
 
 
 def _answer(
-    handle: Handle[AnyGPT], talk: Talk, message: Any, choices: Choices, cancel: parts.Cancel
+    handle: ModelHandle[AnyGPT], talk: Talk, message: Any, choices: Choices, cancel: parts.Cancel
 ) -> Iterator[tuple[Any, ...]]:
     sent = _parts(message, choices.sounds)
     if len(talk.turns) >= MOST_TURNS:
         raise BadInput(f"This conversation has {len(talk.turns)} turns. Save it, and start a new one.")
     yield Screen(said=said("Reading what you sent")).outputs()
-    with handle.use(gr.Progress()) as model:
-        settings = choices.settings(model, any(part.kind == "image" for part in sent))
-        turn = media.smaller(model.user_turn(sent, settings.task, settings.template))
+    choices = replace(choices, voice=Path(choices.voice) if choices.voice else None)
+    facts = _facts(handle)
+    job = parts.Job(handle, partial(_chat, talk.turns, sent, choices), cancel)
+    shown: _Shown | None = None
+    last = ""
+    try:
+        for kind, value in job:
+            if kind == "begun":
+                shown = _Shown(facts, _asked(talk, value.turn), value)
+                # The turn was read: the box is free for the next one.
+                yield replace(shown.screen(), box=empty_box()).outputs()
+            elif shown is not None and shown.take(kind, value):
+                yield shown.screen().outputs()
+    except Cancelled as stop:
+        last = str(stop)
+    if cancel.get("cleared"):  # in the meantime
+        forget(talk if shown is None else shown.asked)
+        yield cleared()
+    elif shown is None:  # stopped before the reply began
+        yield Screen(talk.messages, message, said=said(last)).outputs()
+    else:
+        if not last:
+            shown.reply = job.result
+        yield shown.kept(last or shown.summary(), handle).outputs()
 
-        def work(report: Callable[[Any], None]) -> None:
-            reply = model.chat((*talk.turns, turn), settings, lambda token: report(("token", token)))
-            report(("begun", reply))
-            for part in reply:
-                report(("part", part))
 
-        shown: _Shown | None = None
-        last = ""
-        try:
-            for kind, value in parts.streamed(work, cancel):
-                if shown is None:
-                    shown = _Shown(model, _asked(talk, turn), value)
-                    # The turn was read: the box is free for the next one.
-                    yield replace(shown.screen(), box=empty_box()).outputs()
-                elif shown.take(kind, value):
-                    yield shown.screen().outputs()
-        except Cancelled as stop:
-            last = str(stop)
-        if cancel.get("cleared"):  # in the meantime
-            forget(talk if shown is None else shown.asked)
-            yield cleared()
-        elif shown is None:  # stopped before the reply began
-            yield Screen(talk.messages, message, said=said(last)).outputs()
-        else:
-            yield shown.kept(last or shown.summary(), handle).outputs()
+@dataclass(frozen=True)
+class Facts:
+    """What the page has to know of a model to show its stream."""
+
+    words: Words
+    window: int
+    rules: dict[Medium, Rule]
+
+
+@dataclass(frozen=True)
+class Begun:
+    """A reply that has begun. turn: the visitor's, as it was read. reply: the model's, so far. Else as in `Reply`."""
+
+    turn: Turn
+    reply: Turn
+    prompt: tuple[int, ...]
+    left_out: int
+
+
+_known: WeakKeyDictionary[Any, Facts] = WeakKeyDictionary()  # a vocabulary is large, and the same for every turn
+
+
+def _facts(handle: ModelHandle[AnyGPT]) -> Facts:
+    if handle not in _known:
+        _known[handle] = handle.run(_read_facts, progress=gr.Progress())
+    return _known[handle]
+
+
+def _read_facts(model: AnyGPT, report: Report) -> Facts:
+    """Runs where the model is."""
+    return Facts(model.words, model.lm.window, model.rules)
+
+
+def _chat(turns: tuple[Turn, ...], sent: list[Part], choices: Choices, model: AnyGPT, report: Report) -> Turn:
+    """Runs where the model is: the reply as a turn.
+
+    Reports ("begun", `Begun`), then ("token", id) and ("part", (part, the reply so far)) as they come.
+    """
+    settings = choices.settings(model, any(part.kind == "image" for part in sent))
+    turn = media.smaller(model.user_turn(sent, settings.task, settings.template))
+    reply = model.chat((*turns, turn), settings, lambda token: report(("token", token)))
+    report(("begun", Begun(turn, reply.turn, reply.prompt, reply.left_out)))
+    for part in reply:
+        report(("part", (part, reply.turn)))
+    return reply.turn
 
 
 def _asked(talk: Talk, turn: Turn) -> Talk:
@@ -145,13 +191,14 @@ def _asked(talk: Talk, turn: Turn) -> Talk:
 class _Shown:
     """A reply while it is written."""
 
-    def __init__(self, model: AnyGPT, asked: Talk, reply: Reply) -> None:
+    def __init__(self, facts: Facts, asked: Talk, begun: Begun) -> None:
         from models.anygpt.streams import Splitter
 
         assert asked.folder is not None
-        self._model, self.asked, self._reply, self._folder = model, asked, reply, asked.folder
-        self._view = TokenView(model.words, reply.prompt, reply.left_out, model.lm.window)
-        self._open = Splitter(model.words.vocabulary)
+        self._facts, self.asked, self._folder = facts, asked, asked.folder
+        self.reply, self._left_out = begun.reply, begun.left_out
+        self._view = TokenView(facts.words, begun.prompt, begun.left_out, facts.window)
+        self._open = Splitter(facts.words.vocabulary)
         self._closed = ""  # the medium whose codes are there and whose picture or sound is being made
         self._parts: list[Part] = []
         self._messages: list[Message] = []
@@ -166,7 +213,8 @@ class _Shown:
             if now - self._last < OFTEN:
                 return False
         else:
-            self._parts.append(value)
+            part, self.reply = value
+            self._parts.append(part)
             self._closed = ""
             number = len(self.asked.turns) + 1
             self._messages += _message(self._parts, len(self._parts) - 1, number, self._folder, "assistant")
@@ -177,11 +225,11 @@ class _Shown:
         messages = (*self.asked.messages, *self._messages, *self._draft())
         return Screen(messages, None, self._view.html(), self._progress())
 
-    def kept(self, last: str, handle: Handle[AnyGPT]) -> Screen:
+    def kept(self, last: str, handle: ModelHandle[AnyGPT]) -> Screen:
         """The conversation with the reply in it, as far as it came."""
         talk = replace(
             self.asked,
-            turns=(*self.asked.turns, self._reply.turn),
+            turns=(*self.asked.turns, self.reply),
             messages=(*self.asked.messages, *self._messages),
         )
         info = handle.status().info
@@ -194,8 +242,8 @@ class _Shown:
         rate = self._view.written / seconds
         named = ", ".join(dict.fromkeys(NAMES[part.kind] for part in self._parts)) or "nothing to show"
         text = f"{named[0].upper()}{named[1:]}: {self._view.written} tokens in {seconds:.1f} s, {rate:.0f} a second."
-        if self._reply.left_out:
-            text += f" The oldest {self._reply.left_out} turns no longer fit into the model's window and were not read."
+        if self._left_out:
+            text += f" The oldest {self._left_out} turns no longer fit into the model's window and were not read."
         return text
 
     def _progress(self) -> str:
@@ -204,7 +252,7 @@ class _Shown:
             return said(f"Making the {NAMES[self._closed]} from its tokens")
         if medium == "text":
             return said("Writing" if self._view.written else "Reading the conversation")
-        units, rule = len(self._open.ids) - 1, self._model.rules[medium]
+        units, rule = len(self._open.ids) - 1, self._facts.rules[medium]
         text = f"Writing {NAMES[medium]}: {units} tokens"
         return parts.bar(f"{text} of {rule.most}", units, rule.most) if rule.least == rule.most else said(text)
 
@@ -212,8 +260,8 @@ class _Shown:
         """The text that is being written."""
         if self._open.kind != "text" or not self._open.ids:
             return []
-        vocabulary = self._model.words.vocabulary
-        text = self._model.words.decode([i for i in self._open.ids if i not in vocabulary.control]).strip()
+        words, vocabulary = self._facts.words, self._facts.words.vocabulary
+        text = words.decode([i for i in self._open.ids if i not in vocabulary.control]).strip()
         return [_text(text, "assistant", self._open.label)] if text else []
 
 
@@ -236,7 +284,7 @@ def _parts(message: Any, sounds: Any) -> list[Part]:
             music = sounds == MUSIC or (sounds == MIXED and heard > 0)
             kind = MUSIC if music and Path(file).name != MICROPHONE else SPEECH
             heard += 1
-        found.append(Part(kind, file))  # type: ignore[arg-type]
+        found.append(Part(kind, Path(file)))  # type: ignore[arg-type]
     return [*found, *([Part("text", text.strip())] if text.strip() else [])]
 
 

@@ -68,7 +68,7 @@ class Choices:
     guidance: Any = 10
 
     def settings(self, model: AnyGPT, with_picture: bool) -> Settings:
-        """What `AnyGPT.chat` is asked for. Raises `BadInput` for a value that no control offers."""
+        """What `AnyGPT.chat` is asked for, where the model is. Raises `BadInput` for a value that no control offers."""
         from dataclasses import replace
 
         from models.anygpt.audio import read_speech

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from functools import partial
 from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,7 +18,7 @@ from demos.registry import AppOptions, demo
 from models import longrope
 from models.completions import Address
 from models.errors import BadInput, Cancelled
-from models.runtime import Handle, Runtime
+from models.runtime import ModelHandle, ModelRuntime, Report
 
 if TYPE_CHECKING:
     from models.longrope.engine import Reading
@@ -78,7 +79,7 @@ JOBS: dict[str, Any] = {"concurrency_id": "longrope", "concurrency_limit": 1}
 HEADS = ["method", "mode", "tokens", "depth", "key", "answer", "right", "seconds", "tokens/s"]
 
 
-def build(options: AppOptions, runtime: Runtime) -> None:
+def build(options: AppOptions, runtime: ModelRuntime) -> None:
     """Lays out the tab and wires its events. Called inside the demo's `gr.Tab`."""
     official = options.tier == "official"
     server = Address.parse(options.longrope_url, options.lm_key) if options.longrope_url else None
@@ -186,7 +187,7 @@ class Question:
         return model.scaling("longrope", plain.target_length, plain.rescale_factors, self.magnitude, self.n_hat)
 
 
-def _passkey_tab(handle: Handle, offer: Offer) -> tuple[gr.Textbox, gr.Number]:
+def _passkey_tab(handle: ModelHandle, offer: Offer) -> tuple[gr.Textbox, gr.Number]:
     """Returns where a factor table and its n-hat are typed."""
     with gr.Row(equal_height=False):
         with gr.Column(scale=1, min_width=280):
@@ -264,30 +265,29 @@ def _passkey_tab(handle: Handle, offer: Offer) -> tuple[gr.Textbox, gr.Number]:
     return table, n_hat
 
 
-def _ask(handle: Handle, asked: Question, rows: list[dict], cancel: parts.Cancel) -> Iterator[tuple[Any, ...]]:
+def _ask(handle: ModelHandle, asked: Question, rows: list[dict], cancel: parts.Cancel) -> Iterator[tuple[Any, ...]]:
     """Prompt, progress, answers as they come; last the heat map. Cancelling keeps what was answered."""
     answered, marked = list(rows), ""
     still = (gr.skip(),) * 6
     yield "", "<p>Loading the model</p>", *still[2:]
-    with handle.use(gr.Progress()) as model:
-        try:
-            for event in parts.streamed(lambda report: _trials(model, asked, report), cancel):
-                if "trial" in event:
-                    answered = [*answered, event["trial"]]
-                    yield (*still[:1], event["progress"], _rows(answered), _summary(answered), gr.skip(), answered)
-                elif "prompt" in event:
-                    marked = event["prompt"]
-                    yield marked, event["progress"], *still[2:]
-                else:
-                    yield gr.skip(), event["progress"], *still[2:]
-            last = "<p>Done.</p>"
-        except Cancelled:
-            last = "<p>Cancelled. Finished answers are kept.</p>"
+    try:
+        for event in parts.Job(handle, partial(_trials, asked), cancel):
+            if "trial" in event:
+                answered = [*answered, event["trial"]]
+                yield (*still[:1], event["progress"], _rows(answered), _summary(answered), gr.skip(), answered)
+            elif "prompt" in event:
+                marked = event["prompt"]
+                yield marked, event["progress"], *still[2:]
+            else:
+                yield gr.skip(), event["progress"], *still[2:]
+        last = "<p>Done.</p>"
+    except Cancelled:
+        last = "<p>Cancelled. Finished answers are kept.</p>"
     yield marked, last, _rows(answered), _summary(answered), _heat(answered), answered
 
 
-def _trials(model: Model, asked: Question, report: Callable[[Any], None]) -> None:
-    """Runs in a thread: every prompt is asked of every method before the next one."""
+def _trials(asked: Question, model: Model, report: Report) -> None:
+    """Runs where the model is: every prompt is asked of every method before the next one."""
     from models.longrope import retrieval
 
     scalings = {method: asked.scaling(model, method) for method in asked.methods}  # refuses before any work

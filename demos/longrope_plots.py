@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
-
-if TYPE_CHECKING:
-    from models.longrope.pipeline import Model
 
 COLOURS = {"PI": "#d97706", "NTK": "#2563eb", "YaRN": "#7c3aed", "found": "#0f766e"}
 
@@ -47,15 +44,16 @@ def heat_map(answered: Sequence[dict[str, Any]], titles: dict[str, str]) -> Figu
     return figure
 
 
-def search_figure(curve: Sequence[float], factors: Sequence[float], model: Model, scale: float) -> Figure:
-    """Best loss after each evaluation, and the best factors beside PI, NTK and YaRN."""
+def search_figure(
+    curve: Sequence[float], factors: Sequence[float], others: Mapping[str, np.ndarray], scale: float
+) -> Figure:
+    """Best loss after each evaluation, and the best factors beside PI, NTK and YaRN: `others`, by title."""
     figure = Figure(figsize=(9, 3.6), layout="constrained")
     left, right = figure.subplots(1, 2)
     left.plot(range(1, len(curve) + 1), curve, color=COLOURS["found"], linewidth=2)
     left.set(xlabel="tables tried", ylabel="best loss (nats a token)")
     left.set_ylim(bottom=0)
-    for title, method in (("PI", "pi"), ("NTK", "ntk"), ("YaRN", "yarn")):
-        theirs = model.scaling(method, int(scale * model.window)).rescale_factors
+    for title, theirs in others.items():
         right.plot(theirs, color=COLOURS[title], label=title)
     right.plot(factors, color=COLOURS["found"], label="best found", linewidth=2.5)
     right.set(xlabel="rotary pair, fast to slow", ylabel="factor")

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,7 +15,7 @@ import gradio as gr
 
 from demos import parts
 from models.errors import BadInput, Cancelled
-from models.runtime import Handle
+from models.runtime import ModelHandle, Report
 
 if TYPE_CHECKING:
     from models.longrope.evolution import Event, Fitness
@@ -69,7 +71,7 @@ class Chosen:
         return NeedleFitness(model, length, PROMPTS, sparse=SPARSE_TOKENS)
 
 
-def search_tab(handle: Handle, table: gr.Textbox, kept: gr.Number, jobs: dict[str, Any]) -> None:
+def search_tab(handle: ModelHandle, table: gr.Textbox, kept: gr.Number, jobs: dict[str, Any]) -> None:
     """Lays out the panel. table, kept: where a found table and n-hat go. jobs: the queue long runs share."""
     with gr.Row(equal_height=False):
         with gr.Column(scale=1, min_width=280):
@@ -123,32 +125,40 @@ def search_tab(handle: Handle, table: gr.Textbox, kept: gr.Number, jobs: dict[st
     use.click(use_table, found, [table, kept], api_name="longrope_use_table")
 
 
-def _search(handle: Handle, chosen: Chosen, folder: Path, cancel: parts.Cancel) -> Iterator[tuple[Any, ...]]:
+def _search(handle: ModelHandle, chosen: Chosen, folder: Path, cancel: parts.Cancel) -> Iterator[tuple[Any, ...]]:
     from demos.longrope_plots import search_figure
 
     nothing = (gr.skip(),) * 5
     yield "<p>Loading the model</p>", *nothing[:4], str(folder)
+    log = folder / chosen.log_name
     curve: list[float] = []
+    others: dict[str, Any] = {}
     latest: Event | None = None
     drawn, ended = 0.0, "Done"
-    with handle.use(gr.Progress()) as model:
-        try:
-            work = parts.streamed(lambda report: _evolve(model, chosen, folder / chosen.log_name, report), cancel)
-            for latest in work:
-                curve.append(latest.best.fitness)
-                text = _search_text(latest)
-                if time.monotonic() - drawn > REDRAW_SECONDS:
-                    drawn = time.monotonic()
-                    yield text, search_figure(curve, latest.best.factors, model, chosen.scale), *nothing[:4]
-                elif not latest.replayed:
-                    yield text, *nothing
-        except Cancelled:
-            ended = "Stopped; Search goes on from here"
-        if latest is None:
-            yield f"<p>{ended}.</p>", *nothing
-            return
-        figure = search_figure(curve, latest.best.factors, model, chosen.scale)
-        csv, json = _table_files(model, latest, chosen.scale, folder)
+    try:
+        for kind, value in parts.Job(
+            handle, partial(_evolve, chosen, log.read_bytes() if log.exists() else b""), cancel
+        ):
+            if kind == "others":
+                others = value
+                continue
+            latest, lines = value
+            with log.open("ab") as file:
+                file.write(lines)
+            curve.append(latest.best.fitness)
+            text = _search_text(latest)
+            if time.monotonic() - drawn > REDRAW_SECONDS:
+                drawn = time.monotonic()
+                yield text, search_figure(curve, latest.best.factors, others, chosen.scale), *nothing[:4]
+            elif not latest.replayed:
+                yield text, *nothing
+    except Cancelled:
+        ended = "Stopped; Search goes on from here"
+    if latest is None:
+        yield f"<p>{ended}.</p>", *nothing
+        return
+    figure = search_figure(curve, latest.best.factors, others, chosen.scale)
+    csv, json = _table_files(handle, latest, chosen.scale, folder)
     state = {"csv": csv.read_text(), "n_hat": latest.best.n_hat}
     buttons = (
         gr.DownloadButton(value=str(csv), interactive=True),
@@ -157,18 +167,30 @@ def _search(handle: Handle, chosen: Chosen, folder: Path, cancel: parts.Cancel) 
     yield f"<p>{ended}. {_search_text(latest)}</p>", figure, state, *buttons, str(folder)
 
 
-def _evolve(model: Model, chosen: Chosen, log: Path, report: Callable[[Any], None]) -> None:
-    """Runs in a thread: every evaluation is reported."""
+def _evolve(chosen: Chosen, log: bytes, model: Model, report: Report) -> None:
+    """Runs where the model is. Reports ("others", the factors of other methods), then for every evaluation ("event",
+    (event, what it adds to the log)).
+
+    log: of the same search, stopped before; empty for a new one.
+    """
     from models.longrope import evolution
 
     c = model.config
+    others = (("PI", "pi"), ("NTK", "ntk"), ("YaRN", "yarn"))
+    length = chosen.scale * model.window
+    report(("others", {title: model.scaling(method, length).rescale_factors for title, method in others}))
     preset = evolution.paper if chosen.preset == "paper" else evolution.demo
     settings = preset(c.rotary_dim // 2, float(chosen.scale), chosen.seed)
     if chosen.n_hat:
         settings = replace(settings, n_hat_options=evolution.N_HAT_OPTIONS)
     seeds = evolution.default_seeds(c.rotary_dim, c.base, model.window, float(chosen.scale))
-    for event in evolution.search(chosen.fitness(model), settings, seeds, log):
-        report(event)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / chosen.log_name
+        path.write_bytes(log)
+        with path.open("rb") as added:
+            added.seek(len(log))
+            for event in evolution.search(chosen.fitness(model), settings, seeds, path):
+                report(("event", (event, added.read())))
 
 
 def _search_text(event: Event) -> str:
@@ -180,14 +202,20 @@ def _search_text(event: Event) -> str:
     )
 
 
-def _table_files(model: Model, event: Event, scale: int, folder: Path) -> tuple[Path, Path | None]:
+def _table_files(handle: ModelHandle, event: Event, scale: int, folder: Path) -> tuple[Path, Path | None]:
     """The best table as CSV and as JSON, which has no place for n-hat."""
+    table, described = handle.run(partial(_tables, event, scale))
+    csv, json = folder / f"longrope-{scale}x.csv", folder / f"longrope-{scale}x.json"
+    csv.write_text(table)
+    if described is None:
+        return csv, None
+    json.write_text(described)
+    return csv, json
+
+
+def _tables(event: Event, scale: int, model: Model, report: Report) -> tuple[str, str | None]:
+    """Runs where the model is."""
     from models.longrope.tables import write_csv, write_json
 
     best = model.scaling("longrope", scale * model.window, event.best.factors, n_hat=event.best.n_hat)
-    csv, json = folder / f"longrope-{scale}x.csv", folder / f"longrope-{scale}x.json"
-    csv.write_text(write_csv(best.rescale_factors))
-    if best.n_hat:
-        return csv, None
-    json.write_text(write_json(best))
-    return csv, json
+    return write_csv(best.rescale_factors), None if best.n_hat else write_json(best)

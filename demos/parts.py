@@ -1,6 +1,7 @@
 """The pieces every tab is made of: paper card, status line, evidence table, error mapping."""
 
 import base64
+import contextvars
 import functools
 import inspect
 import logging
@@ -12,19 +13,20 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import Any, Generic, NoReturn, TypeVar
 
 import gradio as gr
 
 from demos.registry import AppOptions, Demo
 from models.errors import BadInput, Cancelled, DiskFull, OutOfMemory, UserError, is_disk_full, is_out_of_memory
-from models.runtime import ModelHandle, ModelInfo, Status
+from models.runtime import ModelHandle, ModelInfo, Report, Status
 
 __all__ = [
     "AppOptions",
     "Cancel",
     "Demo",
     "EvidenceRow",
+    "Job",
     "bar",
     "camera",
     "cancel_by",
@@ -44,6 +46,8 @@ __all__ = [
 logger = logging.getLogger(__name__)
 
 F = TypeVar("F", bound=Callable[..., Any])
+M = TypeVar("M")
+T = TypeVar("T")
 
 
 def paper_card(demo: Demo) -> gr.HTML:
@@ -146,7 +150,28 @@ def cancel_by(button: gr.Button, api_name: str) -> gr.State:
     return state
 
 
-def streamed(work: Callable[[Callable[[Any], None]], None], cancel: Cancel) -> Iterator[Any]:
+class Job(Generic[M, T]):
+    """Work at a model: iterate over what `work(model, report)` reports; `result` is then what it returned.
+
+    The model is loaded first if need be, with Gradio's progress bar. Ends as `streamed` does. For what `work` can be
+    see `ModelHandle.run`. Made and iterated in an event handler.
+    """
+
+    result: T
+
+    def __init__(self, handle: ModelHandle[M], work: Callable[[M, Report], T], cancel: Cancel) -> None:
+        self._handle, self._work, self._cancel = handle, work, cancel
+
+    def __iter__(self) -> Iterator[Any]:
+        progress = gr.Progress()
+
+        def run(report: Report) -> None:
+            self.result = self._handle.run(self._work, report, progress)
+
+        return streamed(run, self._cancel)
+
+
+def streamed(work: Callable[[Report], None], cancel: Cancel) -> Iterator[Any]:
     """Runs `work(report)` in a thread and yields what it reports, in order.
 
     Once `cancel["asked"]` is set, or the visitor has gone, `report` raises `Cancelled`, which ends the work; it is
@@ -167,7 +192,8 @@ def streamed(work: Callable[[Callable[[Any], None]], None], cancel: Cancel) -> I
         else:
             events.put(("end", None))
 
-    thread = threading.Thread(target=run, daemon=True)
+    # Gradio knows by the context whose progress bar it is.
+    thread = threading.Thread(target=contextvars.copy_context().run, args=(run,), daemon=True)
     thread.start()
     try:
         while True:

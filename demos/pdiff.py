@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +20,7 @@ from demos.pdiff_use import use_panel
 from demos.registry import AppOptions, demo
 from models import pdiff
 from models.errors import BadInput, Cancelled
-from models.runtime import Handle, Runtime
+from models.runtime import ModelHandle, ModelRuntime, Report
 
 if TYPE_CHECKING:
     from models.pdiff.pipeline import Pipeline
@@ -67,7 +68,7 @@ class Order:
         return cls(zoo, *numbers, sampler)
 
 
-def build(options: AppOptions, runtime: Runtime) -> None:
+def build(options: AppOptions, runtime: ModelRuntime) -> None:
     """Lays out the tab and wires its events. Called inside the demo's `gr.Tab`."""
     handles = {
         zoo: runtime.register(f"pdiff-{zoo}", pdiff.loader(zoo), estimate_bytes=ZOO_BYTES, description=title)
@@ -81,7 +82,7 @@ def build(options: AppOptions, runtime: Runtime) -> None:
         with gr.Tab("How new is it?"):
             novelty_panel(handles, state)
         with gr.Tab("Live pipeline"):
-            live_panel()
+            live_panel(handles[pdiff.DEFAULT_ZOO])
         with gr.Tab("Evidence"):
             show_evidence(ASSETS / "evidence")
         with gr.Tab("How it works"):
@@ -134,26 +135,29 @@ def _generate_panel(handles: Handles, state: gr.State) -> gr.Dropdown:
     return zoo
 
 
-def _generate(handle: Handle, order: Order, cancel: parts.Cancel) -> Iterator[tuple[Any, ...]]:
+def _generate(handle: ModelHandle, order: Order, cancel: parts.Cancel) -> Iterator[tuple[Any, ...]]:
     """Latents on their way, then the tested networks. Outputs as `_generate_panel` lists them."""
     from demos.pdiff_plots import accuracy_figure, latent_figure
 
     still = (gr.skip(),) * 6
     yield "<p>Loading the zoo</p>", *still[1:]
-    with handle.use(gr.Progress()) as pipeline:
-        originals = pipeline.project(pipeline.original_latents).numpy()
-        result: dict[str, Any] = {}
-        try:
-            for event in parts.streamed(lambda report: _work(pipeline, order, result, report), cancel):
-                picture = gr.skip()
-                if event["latents"] is not None:
-                    picture = latent_figure(event["latents"], originals, event["text"])
-                yield parts.bar(event["text"], event["done"], event["total"]), picture, *still[2:]
-        except Cancelled:
-            yield "<p>Cancelled. Nothing was kept.</p>", *still[1:]
-            return
-        groups, ensemble = result["groups"], result["ensemble"]
-        final = latent_figure(result["latents2d"], originals, f"{order.count} generated networks")
+    originals: Any = None
+    job = parts.Job(handle, partial(_work, order), cancel)
+    try:
+        for event in job:
+            if "originals" in event:
+                originals = event["originals"]
+                continue
+            picture = gr.skip()
+            if event["latents"] is not None:
+                picture = latent_figure(event["latents"], originals, event["text"])
+            yield parts.bar(event["text"], event["done"], event["total"]), picture, *still[2:]
+    except Cancelled:
+        yield "<p>Cancelled. Nothing was kept.</p>", *still[1:]
+        return
+    result = job.result
+    groups, ensemble = result["groups"], result["ensemble"]
+    final = latent_figure(result["latents2d"], originals, f"{order.count} generated networks")
     best = int(result["state"]["accuracy"].argmax())
     yield (
         f"<p>Done: generated in {result['seconds'][0]:.1f} s, tested in {result['seconds'][1]:.1f} s.</p>",
@@ -165,8 +169,8 @@ def _generate(handle: Handle, order: Order, cancel: parts.Cancel) -> Iterator[tu
     )
 
 
-def _work(pipeline: Pipeline, order: Order, result: dict[str, Any], report: Callable[[Any], None]) -> None:
-    """Runs in a thread: samples, decodes, tests. Fills `result`."""
+def _work(order: Order, pipeline: Pipeline, report: Report) -> dict[str, Any]:
+    """Runs where the zoo is: samples, decodes, tests. Reports the originals' latents in two dimensions, then steps."""
     import numpy as np
 
     from models.pdiff import measures
@@ -192,6 +196,7 @@ def _work(pipeline: Pipeline, order: Order, result: dict[str, Any], report: Call
 
         return test
 
+    report({"originals": pipeline.project(pipeline.original_latents).numpy()})
     with one_thread():
         started = time.perf_counter()
         made = pipeline.generate(order.count, order.seed, int(steps), name == "ddpm", step)
@@ -212,7 +217,7 @@ def _work(pipeline: Pipeline, order: Order, result: dict[str, Any], report: Call
         "accuracy": groups["generated"],
         "wrong": np.packbits(wrong.numpy(), axis=1),
     }
-    result |= {
+    return {
         "groups": groups, "ensemble": ensemble, "latents2d": pipeline.project(made.latents).numpy(),
         "seconds": (sampled - started, ended - sampled), "state": state,
     }  # fmt: skip

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from typing import Any
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 
@@ -12,6 +13,10 @@ from demos import parts
 from demos.pdiff_parts import JOBS, accuracy_table
 from models import pdiff
 from models.errors import BadInput, Cancelled
+from models.runtime import ModelHandle, Report
+
+if TYPE_CHECKING:
+    from models.pdiff.pipeline import Pipeline
 
 FEWEST, MOST, GENERATED = 50, 300, 100
 DRAW_SECONDS = 1.5
@@ -26,8 +31,8 @@ python -m models.pdiff.train --network torchvision:resnet18 --pictures FOLDER --
 """
 
 
-def live_panel() -> None:
-    """Lays out the panel."""
+def live_panel(handle: ModelHandle) -> None:
+    """Lays out the panel. handle: the zoo whose networks are trained; the work is done where it is."""
     gr.Markdown(
         "Everything from nothing, in front of you: train a network on noisy digits, keep a checkpoint after each step, "
         "learn an autoencoder and a latent diffusion on them, generate new networks, test them."
@@ -55,7 +60,7 @@ def live_panel() -> None:
         if not FEWEST <= count <= MOST:
             raise BadInput(f"Collect between {FEWEST} and {MOST} checkpoints; got {count}.")
         cancel["asked"] = False
-        yield from _live(count, number, cancel)
+        yield from _live(handle, count, number, cancel)
 
     run.click(
         run_live, [cancel, checkpoints, seed], [progress, curves, accuracy, summary], **JOBS, api_name="pdiff_live",
@@ -63,17 +68,17 @@ def live_panel() -> None:
     )  # fmt: skip
 
 
-def _live(count: int, seed: int, cancel: parts.Cancel) -> Iterator[tuple[Any, ...]]:
+def _live(handle: ModelHandle, count: int, seed: int, cancel: parts.Cancel) -> Iterator[tuple[Any, ...]]:
     """Progress and curves, then accuracies. Outputs as `live_panel` lists them."""
     from demos.pdiff_plots import accuracy_figure, curves_figure
 
     started = time.perf_counter()
     losses: dict[str, list[float]] = {}
     drawn = 0.0
-    result: dict[str, Any] = {}
+    job = parts.Job(handle, partial(_run, count, seed), cancel)
     yield parts.bar("Making the data set", 0, 1), curves_figure(losses), None, ""
     try:
-        for event in parts.streamed(lambda report: _run(count, seed, result, report), cancel):
+        for event in job:
             if event.stage in STAGES:
                 losses.setdefault(event.stage, []).append(event.loss)
             if time.perf_counter() - drawn > DRAW_SECONDS:
@@ -83,7 +88,7 @@ def _live(count: int, seed: int, cancel: parts.Cancel) -> Iterator[tuple[Any, ..
     except Cancelled:
         yield "<p>Cancelled.</p>", curves_figure(losses), None, ""
         return
-    groups, ensemble = result["groups"], result["ensemble"]
+    groups, ensemble = job.result
     yield (
         f"<p>Done in {time.perf_counter() - started:.0f} s: from no network at all to {GENERATED} new ones.</p>",
         curves_figure(losses),
@@ -92,8 +97,11 @@ def _live(count: int, seed: int, cancel: parts.Cancel) -> Iterator[tuple[Any, ..
     )
 
 
-def _run(count: int, seed: int, result: dict[str, Any], report: Callable[[Any], None]) -> None:
-    """Runs in a thread: the whole pipeline of the smallest zoo. Reports `train.Progress`; fills `result`."""
+def _run(count: int, seed: int, zoo: Pipeline, report: Report) -> tuple[dict[str, Any], float]:
+    """Runs where the smallest zoo is: the whole pipeline anew. Reports `train.Progress`.
+
+    Returns accuracies by group, and the ensemble's, in percent.
+    """
     from models.pdiff import data, measures
     from models.pdiff.collect import collect
     from models.pdiff.pipeline import Pipeline
@@ -116,10 +124,8 @@ def _run(count: int, seed: int, result: dict[str, Any], report: Callable[[Any], 
         made = pipeline.generate(GENERATED, seed, 50, on_step=at("Denoising"))
         wrong = pipeline.wrong(made, at("Testing generated networks"))
         originals = pipeline.wrong(pipeline.originals, at("Testing originals"))
-        result |= {
-            "groups": {
-                "originals": measures.accuracies(originals).numpy(),
-                "generated": measures.accuracies(wrong).numpy(),
-            },
-            "ensemble": float(pipeline.evaluate(pipeline.ensemble())[0]),
+        groups = {
+            "originals": measures.accuracies(originals).numpy(),
+            "generated": measures.accuracies(wrong).numpy(),
         }
+        return groups, float(pipeline.evaluate(pipeline.ensemble())[0])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from functools import partial
 from html import escape
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +11,7 @@ import gradio as gr
 
 from demos import parts
 from demos.pdiff_parts import JOBS, NOISY, Generated, Handles, kept, table
+from models.runtime import ModelHandle, Report
 
 if TYPE_CHECKING:
     from models.pdiff.pipeline import Checkpoints, Pipeline
@@ -41,8 +43,7 @@ def novelty_panel(handles: Handles, state: gr.State) -> None:
         mine = kept(state)
         still = (gr.skip(),) * 3
         yield "<p>Testing the baselines</p>", *still
-        with handles[mine["zoo"]].use(gr.Progress()) as pipeline:
-            yield _compare(pipeline, mine)
+        yield _compare(handles[mine["zoo"]], mine)
 
     compare.click(
         compare_networks, state, [said, scatter, bars, figures], **JOBS, api_name="pdiff_novelty",
@@ -50,12 +51,20 @@ def novelty_panel(handles: Handles, state: gr.State) -> None:
     )  # fmt: skip
 
 
-def _compare(pipeline: Pipeline, state: Generated) -> tuple[Any, ...]:
+def _compare(handle: ModelHandle, state: Generated) -> tuple[Any, ...]:
     """The four outputs of the panel."""
+    from demos.pdiff_plots import bars_figure, novelty_figure
+
+    groups, bars, scale = handle.run(partial(_measured, state), progress=gr.Progress())
+    said = "".join(f"<p>{escape(line)}</p>" for line in verdict(groups, scale))
+    return said, novelty_figure(groups), bars_figure(bars), _table(groups, scale)
+
+
+def _measured(state: Generated, pipeline: Pipeline, report: Report) -> tuple[Groups, dict[str, float], float]:
+    """Runs where the zoo is: figures by group, means of similarity, and the scale of the noise."""
     import numpy as np
     import torch
 
-    from demos.pdiff_plots import bars_figure, novelty_figure
     from models.pdiff import measures
     from models.pdiff.threads import one_thread
 
@@ -84,8 +93,7 @@ def _compare(pipeline: Pipeline, state: Generated) -> tuple[Any, ...]:
         "generated with the nearest original": float(groups["generated"][1].mean()),
         "noise with the nearest original": float(groups["noise"][1].mean()),
     }
-    said = "".join(f"<p>{escape(line)}</p>" for line in verdict(groups, scale))
-    return said, novelty_figure(groups), bars_figure(bars), _table(groups, scale)
+    return groups, bars, scale
 
 
 def verdict(groups: Groups, scale: float) -> list[str]:

@@ -7,11 +7,11 @@ from html import escape
 from typing import Any
 
 from models.errors import BadInput
-from models.runtime import Handle
+from models.runtime import ModelHandle
 
 NOISY = 0.5  # of each parameter's spread over the originals
 JOBS: dict[str, Any] = {"concurrency_id": "pdiff", "concurrency_limit": 1}
-Handles = Mapping[str, Handle]
+Handles = Mapping[str, ModelHandle]
 Generated = dict[str, Any]  # one visitor's networks: zoo, latents (N, d), accuracy (N,), wrong (N, n/8) as bits
 
 

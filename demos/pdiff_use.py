@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import tempfile
 import time
+from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import gradio as gr
@@ -11,6 +14,7 @@ from demos import parts
 from demos.pdiff_parts import Generated, Handles, kept
 from demos.sketch import sketchpad
 from models.errors import BadInput
+from models.runtime import Report
 
 if TYPE_CHECKING:
     import numpy as np
@@ -87,9 +91,8 @@ def use_panel(handles: Handles, state: gr.State, zoo: gr.Dropdown, most: int) ->
         if state is None:
             return gr.DownloadButton(interactive=False)
         index = _index(state, number)
-        with handles[state["zoo"]].use() as pipeline:
-            path = parts.private_folder() / f"{state['zoo']}-generated-{index}.safetensors"
-            pipeline.save_checkpoint(_vector(pipeline, state, index), path)
+        path = parts.private_folder() / f"{state['zoo']}-generated-{index}.safetensors"
+        path.write_bytes(handles[state["zoo"]].run(partial(_file, _latent(state, index))))
         return gr.DownloadButton(value=str(path), interactive=True)
 
     quick: dict[str, Any] = {"show_progress": "hidden", "concurrency_limit": 4}
@@ -110,33 +113,49 @@ def use_panel(handles: Handles, state: gr.State, zoo: gr.Dropdown, most: int) ->
 
 def _look(handles: Handles, state: Generated, number: float, picture: Image.Image | None) -> tuple[Any, ...]:
     """Answers for a picture, or without one for a test picture; what is seen of it; and that kept."""
-    from models.pdiff.data import prepare
-
     _index(state, number)
-    with handles[state["zoo"]].use() as pipeline:
-        if picture is None:
-            chosen = time.time_ns() // 1_000_000 * 7919 % len(pipeline.data.test_y)
-            x, truth = pipeline.data.test_x[chosen : chosen + 1], pipeline.classes[int(pipeline.data.test_y[chosen])]
-            note = f" Test picture {chosen}: **{truth}**."
-        else:
-            x, note = prepare(pipeline.data.name, picture), ""
-    looked: Looked = {"zoo": state["zoo"], "x": x.numpy(), "note": note}
-    return *_answers(handles, state, number, looked), _shown(looked["x"]), looked
+    chosen = time.time_ns() // 1_000_000 * 7919
+    x, note = handles[state["zoo"]].run(partial(_prepared, picture, chosen))
+    looked: Looked = {"zoo": state["zoo"], "x": x, "note": note}
+    return *_answers(handles, state, number, looked), _shown(x), looked
 
 
 def _answers(handles: Handles, state: Generated, number: float, looked: Looked) -> tuple[Any, Any, str]:
     """Probabilities of the generated network and of the first original, and a line about them."""
+    index = _index(state, number)
+    ours, theirs = handles[state["zoo"]].run(partial(_predicted, _latent(state, index), looked["x"]))
+    return ours, theirs, f"Network {index}: {state['accuracy'][index]:.2f} % on the test set.{looked['note']}"
+
+
+# The next three run where the zoo is. A latent is (1, d) float32, a prepared picture (1, C, H, W) float32.
+
+
+def _prepared(picture: Image.Image | None, chosen: int, pipeline: Pipeline, report: Report) -> tuple[np.ndarray, str]:
+    """A picture as the networks see it, or without one the `chosen`-th test picture, counted around; and its note."""
+    from models.pdiff.data import prepare
+
+    if picture is not None:
+        return prepare(pipeline.data.name, picture).numpy(), ""
+    chosen %= len(pipeline.data.test_y)
+    truth = pipeline.classes[int(pipeline.data.test_y[chosen])]
+    return pipeline.data.test_x[chosen : chosen + 1].numpy(), f" Test picture {chosen}: **{truth}**."
+
+
+def _predicted(latent: np.ndarray, x: np.ndarray, pipeline: Pipeline, report: Report) -> list[dict[str, float]]:
+    """Probabilities by class, of the generated network and of the first original."""
     import torch
 
-    index = _index(state, number)
-    with handles[state["zoo"]].use() as pipeline:
-        x = torch.from_numpy(looked["x"])
-        vectors = _vector(pipeline, state, index), pipeline.originals.vectors[0]
-        ours, theirs = (
-            dict(zip(pipeline.classes, pipeline.predict_prepared(vector, x).tolist(), strict=True))
-            for vector in vectors
-        )
-    return ours, theirs, f"Network {index}: {state['accuracy'][index]:.2f} % on the test set.{looked['note']}"
+    vectors = _vector(pipeline, latent), pipeline.originals.vectors[0]
+    answers = (pipeline.predict_prepared(vector, torch.from_numpy(x)).tolist() for vector in vectors)
+    return [dict(zip(pipeline.classes, answer, strict=True)) for answer in answers]
+
+
+def _file(latent: np.ndarray, pipeline: Pipeline, report: Report) -> bytes:
+    """The generated network as a safetensors file."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "network.safetensors"
+        pipeline.save_checkpoint(_vector(pipeline, latent), path)
+        return path.read_bytes()
 
 
 def _shown(x: np.ndarray) -> np.ndarray:
@@ -151,10 +170,14 @@ def _shown(x: np.ndarray) -> np.ndarray:
     return np.pad(picture, ((4, 4), (4, 4), (0, 0)), constant_values=128)
 
 
-def _vector(pipeline: Pipeline, state: Generated, index: int) -> Any:
+def _vector(pipeline: Pipeline, latent: np.ndarray) -> Any:
     import torch
 
-    return pipeline.decode(torch.from_numpy(state["latents"][index : index + 1])).vectors[0]
+    return pipeline.decode(torch.from_numpy(latent)).vectors[0]
+
+
+def _latent(state: Generated, index: int) -> np.ndarray:
+    return state["latents"][index : index + 1]
 
 
 def _index(state: Generated, number: Any) -> int:

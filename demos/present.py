@@ -17,7 +17,7 @@ import gradio as gr
 from demos import handout
 from demos.registry import Demo
 from models.errors import UserError
-from models.runtime import Runtime
+from models.runtime import ModelRuntime
 
 logger = logging.getLogger(__name__)
 
@@ -30,7 +30,7 @@ KEYS = (
 )
 
 
-def add(tabs: Mapping[str, gr.Tab], demos: Sequence[Demo], runtime: Runtime) -> None:
+def add(tabs: Mapping[str, gr.Tab], demos: Sequence[Demo], runtime: ModelRuntime) -> None:
     """Loads the models of the demo that is open and of the next one whenever a tab is opened. Inside the Blocks.
 
     tabs: by slug. demos: those shown, in their order.
@@ -58,23 +58,26 @@ def head(demos: Sequence[Demo], of: Callable[[str], str]) -> str:
     return _SCRIPT.replace("DEMOS", _inline(known)).replace("WORDS", _inline(words)).replace("ADDRESS", handout.ADDRESS)
 
 
-def load_ahead(runtime: Runtime, slugs: Sequence[str]) -> None:
+def load_ahead(runtime: ModelRuntime, slugs: Sequence[str]) -> None:
     """Loads the first model of each demo, one after the other. What fails is said when the demo is used."""
     for slug in slugs:
         mine = [handle for handle in runtime.handles() if handle.name.split("-")[0] == slug]
         for handle in mine[:1]:
             try:
-                with handle.use():
-                    pass
+                handle.run(_nothing)
             except UserError as error:
                 logger.info("%s was not loaded ahead: %s", handle.name, error)
 
 
-def _loading(runtime: Runtime, slugs: Sequence[str]) -> Callable[[], None]:
+def _loading(runtime: ModelRuntime, slugs: Sequence[str]) -> Callable[[], None]:
     def load() -> None:
         threading.Thread(target=load_ahead, args=(runtime, slugs), name="load-ahead", daemon=True).start()
 
     return load
+
+
+def _nothing(model: Any, report: Any) -> None:
+    """Loads the model."""
 
 
 def _help(demos: Sequence[Demo]) -> str:

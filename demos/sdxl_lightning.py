@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -39,7 +41,7 @@ from demos.sdxl_lightning_parts import (
 from demos.sdxl_lightning_walk import seeds_and_walks_tab
 from models import sdxl_lightning
 from models.errors import BadInput, Cancelled
-from models.runtime import Handle, Runtime
+from models.runtime import ModelHandle, ModelRuntime, Report
 
 if TYPE_CHECKING:
     from models.sdxl_lightning.pipeline import Family, Order, Pictures
@@ -68,10 +70,10 @@ STYLE = """
 """
 
 
-def build(options: AppOptions, runtime: Runtime) -> None:
+def build(options: AppOptions, runtime: ModelRuntime) -> None:
     """Lays out the tab and wires its events. Called inside the demo's `gr.Tab`."""
     folder = options.weights_dir if options.tier == "official" else None
-    handle: Handle[Family] = runtime.register(
+    handle: ModelHandle[Family] = runtime.register(
         "sdxl_lightning",
         sdxl_lightning.loader(options.tier, folder),
         estimate_bytes=BYTES[options.tier],
@@ -236,27 +238,41 @@ def _strengths(steps: Any) -> list[tuple[str, int]]:
     return [(f"{k} of {n} ({k / n:.0%})", k) for k in shown]
 
 
-def _order(family: Family, values: tuple[Any, ...]) -> Order:
+@dataclass(frozen=True)
+class Wish:
+    """An order whose network is not looked up yet. steps: of a student; None for the teacher. rest: of the order."""
+
+    prompt: str
+    steps: int | None
+    form: str
+    rest: dict[str, Any]
+
+    def order(self, family: Family) -> Order:
+        from models.sdxl_lightning.pipeline import TEACHER, Order
+
+        network = TEACHER if self.steps is None else student(family, self.steps, self.form)
+        return Order(self.prompt, network, **self.rest)
+
+
+def _wish(values: tuple[Any, ...]) -> Wish:
     """What the controls hold, checked: over the API anything can arrive."""
     from models.images import read_image
-    from models.sdxl_lightning.pipeline import TEACHER, Order
 
     prompt, steps, seed, fresh, count, size, start, strength, form, teacher_steps, guidance, lora, lora_scale = values
     is_teacher = steps == "teacher"
-    network = TEACHER if is_teacher else student(family, steps_of(steps), form)
-    return Order(
-        prompt,
-        network,
-        steps=parts.whole("The teacher's steps", teacher_steps, 1, MOST_TEACHER_STEPS) if is_teacher else None,
-        seed=new_seed() if fresh else seed_of(seed),
-        count=parts.whole("The number of pictures", count, 1, MOST_AT_ONCE),
-        size=size_of(size),
-        guidance=number("Guidance", guidance, 1, 30) if is_teacher and guidance is not None else None,
-        picture=read_image(start) if start else None,
-        strength=parts.whole("The strength", strength, 1, MOST_TEACHER_STEPS) if start else None,
-        lora=lora_path(lora),
-        lora_scale=number("The LoRA's strength", lora_scale, 0, 2),
-    )
+    number_of_steps = None if is_teacher else steps_of(steps)
+    rest = {
+        "steps": parts.whole("The teacher's steps", teacher_steps, 1, MOST_TEACHER_STEPS) if is_teacher else None,
+        "seed": new_seed() if fresh else seed_of(seed),
+        "count": parts.whole("The number of pictures", count, 1, MOST_AT_ONCE),
+        "size": size_of(size),
+        "guidance": number("Guidance", guidance, 1, 30) if is_teacher and guidance is not None else None,
+        "picture": read_image(start) if start else None,
+        "strength": parts.whole("The strength", strength, 1, MOST_TEACHER_STEPS) if start else None,
+        "lora": lora_path(lora),
+        "lora_scale": number("The LoRA's strength", lora_scale, 0, 2),
+    }
+    return Wish(prompt, number_of_steps, form, rest)
 
 
 def _generate(
@@ -264,17 +280,15 @@ def _generate(
 ) -> Iterator[tuple[Any, ...]]:
     """Previews on the way, then the pictures. Outputs as `_generate_tab` lists them."""
     still = (gr.skip(),) * 4
-    with studio.handle.use(gr.Progress()) as family:
-        order = _order(family, values)
-        result: list[Pictures] = []
-        try:
-            for done, total, image in parts.streamed(lambda report: _draw(family, order, result, report), cancel):
-                yield gr.skip() if image is None else image, parts.bar(f"Step {done} of {total}", done, total), *still
-        except Cancelled:
-            yield gr.skip(), said("Cancelled. Nothing was kept."), *still
-            return
-        made = result[0]
-        paths = keep(family, order, made)
+    job = parts.Job(studio.handle, partial(_draw, _wish(values)), cancel)
+    try:
+        for done, total, image in job:
+            yield gr.skip() if image is None else image, parts.bar(f"Step {done} of {total}", done, total), *still
+    except Cancelled:
+        yield gr.skip(), said("Cancelled. Nothing was kept."), *still
+        return
+    label, order, made = job.result
+    paths = keep(label, order, made)
     kept = [*paths, *kept][:MOST_KEPT]
     names = f"{order.network.name}, seed {order.seed}" + f" to {made.seeds[-1]}" * (order.count > 1)
     yield (
@@ -287,13 +301,14 @@ def _generate(
     )
 
 
-def _draw(family: Family, order: Order, result: list[Pictures], report: Callable[[Any], None]) -> None:
-    """Runs in a thread: draws, and reports (done, total, preview or None for the last step)."""
+def _draw(wish: Wish, family: Family, report: Report) -> tuple[str, Order, Pictures]:
+    """Runs where the networks are: draws, and reports (done, total, preview or None for the last step)."""
+    order = wish.order(family)
 
     def on_step(done: int, total: int, preview: Callable[[], Any]) -> None:
         report((done, total, preview() if done < total else None))
 
-    result.append(family.generate(order, on_step))
+    return family.label, order, family.generate(order, on_step)
 
 
 def _described(path: str) -> str:

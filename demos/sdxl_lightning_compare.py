@@ -22,6 +22,7 @@ from demos.sdxl_lightning_parts import (
     seed_of,
 )
 from models.errors import Cancelled, WeightsNotFound
+from models.runtime import Report
 
 if TYPE_CHECKING:
     from models.sdxl_lightning.pipeline import Family, Order, Pictures
@@ -86,39 +87,43 @@ def _compare(studio: Studio, prompt: str, seed: int, cancel: parts.Cancel) -> It
     """One picture after the other appears in the grid."""
     cells: dict[Place, Cell] = {}
     pictures: dict[Place, Any] = {}
-    with studio.handle.use(gr.Progress()) as family:
-        try:
-            for event in parts.streamed(lambda report: _draw_all(family, prompt, seed, report), cancel):
-                if isinstance(event, str):
-                    yield parts.bar(event, len(pictures), 2 * len(COLUMNS) - 1), gr.skip(), gr.skip()
-                    continue
-                place, made = event
-                if isinstance(made, str):
-                    cells[place] = {"why": made}
-                else:
-                    pictures[place], cells[place] = made.images[0], _shown(made)
-                yield gr.skip(), _grid(cells, prompt), gr.skip()
-        except Cancelled:
-            yield said("Cancelled. What was finished is below."), _grid(cells, prompt), pictures
-            return
-        text = (
-            f"Seed {seed}. The teacher runs with guidance {family.guidance:g}: two network evaluations a step. "
-            "Students need one."
-        )
+    job = parts.Job(studio.handle, partial(_draw_all, prompt, seed), cancel)
+    try:
+        for event in job:
+            if isinstance(event, str):
+                yield parts.bar(event, len(pictures), 2 * len(COLUMNS) - 1), gr.skip(), gr.skip()
+                continue
+            place, made = event
+            if isinstance(made, str):
+                cells[place] = {"why": made}
+            else:
+                pictures[place], cells[place] = made.images[0], _shown(made)
+            yield gr.skip(), _grid(cells, prompt), gr.skip()
+    except Cancelled:
+        yield said("Cancelled. What was finished is below."), _grid(cells, prompt), pictures
+        return
+    text = (
+        f"Seed {seed}. The teacher runs with guidance {job.result:g}: two network evaluations a step. "
+        "Students need one."
+    )
     yield said(text), _grid(cells, prompt), pictures
 
 
-def _draw_all(family: Family, prompt: str, seed: int, report: Callable[[Any], None]) -> None:
-    """Runs in a thread: reports what it works on as text, and (place, pictures or why there are none)."""
+def _draw_all(prompt: str, seed: int, family: Family, report: Report) -> float:
+    """Runs where the networks are: reports what it works on as text, and (place, pictures or why there are none).
+
+    Returns the teacher's guidance.
+    """
     for place, order in _orders(family, prompt, seed):
         if isinstance(order, str):
             report((place, order))
             continue
         family.network(family.checked(order))  # read before the clock starts
         report((place, family.generate(order, partial(_tell, report, order.network.name.capitalize()))))
+    return family.guidance
 
 
-def _tell(report: Callable[[Any], None], name: str, done: int, total: int, preview: Callable[[], Any]) -> None:
+def _tell(report: Report, name: str, done: int, total: int, preview: Callable[[], Any]) -> None:
     report(f"{name}, step {done} of {total}")
 
 

@@ -15,7 +15,7 @@ import gradio as gr
 
 from demos import parts
 from models.errors import BadInput
-from models.runtime import Handle
+from models.runtime import ModelHandle
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -50,7 +50,7 @@ SHORT: dict[str, Any] = {"concurrency_id": "sdxl_lightning_live", "concurrency_l
 class Studio:
     """What a panel needs: the networks' handle and which tier it is."""
 
-    handle: Handle[Family]
+    handle: ModelHandle[Family]
     tier: str
 
     @property
@@ -99,15 +99,15 @@ def student(family: Family, steps: int, form: str = "best") -> Network:
     return Network(steps, form)  # type: ignore[arg-type]
 
 
-def keep(family: Family, order: Order, made: Pictures) -> list[str]:
-    """Writes the pictures as PNG files with their settings inside; the files' paths."""
+def keep(label: str, order: Order, made: Pictures) -> list[str]:
+    """Writes the pictures as PNG files with their settings inside; the files' paths. label: the model's name."""
     from models.sdxl_lightning import metadata
 
     folder, paths = parts.private_folder(), []
     for image, seed in zip(made.images, made.seeds, strict=True):
         steps = order.steps if order.steps is not None else order.network.steps
         settings = metadata.Settings(
-            order.prompt, seed, steps, order.network.name, *image.size, family.label, made.guidance,
+            order.prompt, seed, steps, order.network.name, *image.size, label, made.guidance,
             f"{order.strength}/{steps}" if order.strength else None, order.lora.name if order.lora else None,
         )  # fmt: skip
         words = re.sub(r"[^a-z0-9]+", "-", order.prompt.lower()).strip("-")[:40] or "picture"

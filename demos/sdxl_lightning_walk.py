@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from fractions import Fraction
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,11 +23,12 @@ from demos.sdxl_lightning_parts import (
     steps_of,
 )
 from models.errors import Cancelled
+from models.runtime import Report
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from models.sdxl_lightning.pipeline import Family, Order
+    from models.sdxl_lightning.pipeline import Family, Order, Pictures
 
 GRID, WALK_STEPS, FRAMES, MOST_FRAMES, RATE = 16, 2, 25, 64, 10
 TOWARDS = {"embedded": "a red pear", "official": "a snowy owl, photograph"}
@@ -92,61 +94,61 @@ def seeds_and_walks_tab(studio: Studio) -> None:
 
 
 def _seeds(studio: Studio, values: tuple[Any, ...], cancel: parts.Cancel) -> Iterator[tuple[Any, ...]]:
-    from models.sdxl_lightning.pipeline import Order
-
     prompt, steps, first, count = values
-    with studio.handle.use(gr.Progress()) as family:
-        order = Order(
-            prompt,
-            family.student(steps_of(steps)),
-            seed=seed_of(first),
-            count=parts.whole("The number of pictures", count, 1, 64),
-        )
-        result: list[Any] = []
-
-        def work(report: Callable[[Any], None]) -> None:
-            result.append(family.generate(order, lambda done, total, _: report((done, total))))
-
-        try:
-            for done, total in parts.streamed(work, cancel):
-                yield parts.bar(f"Network pass {done} of {total}", done, total), gr.skip()
-        except Cancelled:
-            yield said("Cancelled."), gr.skip()
-            return
-        made = result[0]
-        paths = keep(family, order, made)
+    number = parts.whole("The number of pictures", count, 1, 64)
+    job = parts.Job(studio.handle, partial(_draw, prompt, steps_of(steps), seed_of(first), number), cancel)
+    try:
+        for done, total in job:
+            yield parts.bar(f"Network pass {done} of {total}", done, total), gr.skip()
+    except Cancelled:
+        yield said("Cancelled."), gr.skip()
+        return
+    label, order, made = job.result
+    paths = keep(label, order, made)
     pictures = [(path, f"seed {seed}") for path, seed in zip(paths, made.seeds, strict=True)]
     yield said(caption(made), *made.notes), pictures
 
 
-def _walk(studio: Studio, values: tuple[Any, ...], cancel: parts.Cancel) -> Iterator[tuple[Any, ...]]:
+def _draw(
+    prompt: str, steps: int, seed: int, count: int, family: Family, report: Report
+) -> tuple[str, Order, Pictures]:
+    """Runs where the networks are; reports (passes done, passes in all)."""
     from models.sdxl_lightning.pipeline import Order
 
+    order = Order(prompt, family.student(steps), seed=seed, count=count)
+    return family.label, order, family.generate(order, lambda done, total, _: report((done, total)))
+
+
+def _walk(studio: Studio, values: tuple[Any, ...], cancel: parts.Cancel) -> Iterator[tuple[Any, ...]]:
     start, end, steps, seed, frames = values
-    count = parts.whole("The number of pictures", frames, 2, MOST_FRAMES)
-    with studio.handle.use(gr.Progress()) as family:
-        order = Order(start, family.student(steps_of(steps)), seed=seed_of(seed))
-        seen: list[np.ndarray] = []
-        try:
-            for done in parts.streamed(lambda report: _collect(family, order, end, count, seen, report), cancel):
-                yield parts.bar(f"Picture {done} of {count}", done, count), gr.skip(), gr.skip()
-        except Cancelled:
-            yield said("Cancelled."), gr.skip(), gr.skip()
-            return
+    count, first = parts.whole("The number of pictures", frames, 2, MOST_FRAMES), seed_of(seed)
+    job = parts.Job(studio.handle, partial(_collect, start, end, steps_of(steps), first, count), cancel)
+    try:
+        for done in job:
+            yield parts.bar(f"Picture {done} of {count}", done, count), gr.skip(), gr.skip()
+    except Cancelled:
+        yield said("Cancelled."), gr.skip(), gr.skip()
+        return
+    seen = job.result
     folder = parts.private_folder()
     there_and_back = seen + seen[-2:0:-1]
     film, gif = folder / "walk.mp4", folder / "walk.gif"
     _save(there_and_back, film, gif)
-    text = said(f"{count} pictures from “{start.strip()}” to “{end.strip()}”, seed {order.seed}.")
+    text = said(f"{count} pictures from “{start.strip()}” to “{end.strip()}”, seed {first}.")
     yield text, str(film), gr.DownloadButton(value=str(gif), interactive=True)
 
 
 def _collect(
-    family: Family, order: Order, end: str, count: int, seen: list[np.ndarray], report: Callable[[Any], None]
-) -> None:
-    """Runs in a thread: fills `seen` with the frames; a cancelled walk stops within a network pass."""
+    start: str, end: str, steps: int, seed: int, count: int, family: Family, report: Report
+) -> list[np.ndarray]:
+    """Runs where the networks are: the frames; a cancelled walk stops within a network pass."""
+    from models.sdxl_lightning.pipeline import Order
+
+    seen: list[np.ndarray] = []
+    order = Order(start, family.student(steps), seed=seed)
     for frame in family.walk(order, end, count, lambda done, total, _: report(len(seen))):
         seen.append(frame)
+    return seen
 
 
 def _save(frames: list[np.ndarray], film: Path, gif: Path) -> None:

@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import partial
 from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,11 +19,12 @@ from demos.registry import AppOptions, demo
 from demos.yolov9_overlay import OVERLAY_CSS, OVERLAY_HTML, OVERLAY_JS
 from models import yolov9
 from models.errors import BadInput
-from models.runtime import Handle, Runtime
+from models.runtime import ModelHandle, ModelRuntime, Progress, Report
 from models.yolov9.classes import COCO_NAMES
 
 if TYPE_CHECKING:
-    from models.yolov9.pipeline import Detections
+    from models.yolov9.detections import Detections
+    from models.yolov9.pipeline import Detector
     from models.yolov9.track import Tracker
 
 ASSETS = Path(__file__).resolve().parent.parent / "assets" / "yolov9"
@@ -38,7 +40,7 @@ PREVIEW_SECONDS = 0.5
 JOBS: dict[str, Any] = {"concurrency_id": "yolov9", "concurrency_limit": 2}
 
 
-def build(options: AppOptions, runtime: Runtime) -> None:
+def build(options: AppOptions, runtime: ModelRuntime) -> None:
     """Lays out the tab and wires its events. Called inside the demo's `gr.Tab`."""
     handles = _register(options, runtime)
     parts.paper_card(demo("yolov9"))
@@ -63,7 +65,7 @@ def build(options: AppOptions, runtime: Runtime) -> None:
 # ---- models and settings ----------------------------------------------------------------------------------
 
 
-def _register(options: AppOptions, runtime: Runtime) -> dict[str, Handle]:
+def _register(options: AppOptions, runtime: ModelRuntime) -> dict[str, ModelHandle]:
     """One lazy model a size that can be chosen in this tier."""
     if options.tier == "embedded":
         load = yolov9.loader("embedded")
@@ -84,7 +86,7 @@ def _official_file(folder: str, size: str) -> bool:
     return any(path.suffix in (".pt", ".safetensors") for path in Path(folder).glob(f"yolov9-{size}*"))
 
 
-def _settings(options: AppOptions, handles: dict[str, Handle]) -> list[gr.components.Component]:
+def _settings(options: AppOptions, handles: dict[str, ModelHandle]) -> list[gr.components.Component]:
     """The controls, in the order of `Settings`' fields."""
     weights = gr.Radio(
         [(handle.description, size) for size, handle in handles.items()],
@@ -126,7 +128,7 @@ class Settings:
     scores: bool
 
     @classmethod
-    def of(cls, handles: dict[str, Handle], values: tuple[Any, ...]) -> Settings:
+    def of(cls, handles: dict[str, ModelHandle], values: tuple[Any, ...]) -> Settings:
         weights, confidence, iou, size, classes, track, limit, agnostic, scores = values
         if weights not in handles:
             raise BadInput(f"There is no network {weights!r} here. Choose one of {', '.join(handles)}.")
@@ -138,8 +140,15 @@ class Settings:
         confidence, iou, size, limit = numbers
         return cls(weights, confidence, iou, size, wanted, bool(track), limit, bool(agnostic), bool(scores))
 
-    def detect(self, detector: Any, image: Any) -> Detections:
-        return detector.detect(image, self.confidence, self.iou, self.size, self.classes, self.limit, self.agnostic)
+    def detect(self, handle: ModelHandle, image: np.ndarray, progress: Progress | None = None) -> Detections:
+        """Objects in a picture, (H, W, 3) uint8 RGB."""
+        return handle.run(partial(_detect, self, image), progress=progress)
+
+
+def _detect(chosen: Settings, image: np.ndarray, detector: Detector, report: Report) -> Detections:
+    """Runs where the detector is."""
+    c = chosen
+    return detector.detect(image, c.confidence, c.iou, c.size, c.classes, c.limit, c.agnostic)
 
 
 # ---- webcam -----------------------------------------------------------------------------------------------
@@ -165,7 +174,7 @@ class Stream:
         return self.fps
 
 
-def _webcam_tab(handles: dict[str, Handle], settings: list[gr.components.Component]) -> None:
+def _webcam_tab(handles: dict[str, ModelHandle], settings: list[gr.components.Component]) -> None:
     webcam = parts.camera(
         label="Webcam: allow the camera, then press the record button",
         elem_id="yolov9-webcam",
@@ -192,8 +201,7 @@ def _webcam_tab(handles: dict[str, Handle], settings: list[gr.components.Compone
             return None, None
         stream = stream or Stream()
         chosen = Settings.of(handles, values)
-        with handles[chosen.weights].use() as detector:
-            found = chosen.detect(detector, frame)
+        found = chosen.detect(handles[chosen.weights], frame)
         if chosen.track:
             stream.tracker = stream.tracker or _new_tracker()
             found = stream.tracker.update(found)
@@ -231,7 +239,7 @@ def _overlay_value(found: Detections, fps: float, scores: bool) -> dict[str, Any
 # ---- image ------------------------------------------------------------------------------------------------
 
 
-def _image_tab(handles: dict[str, Handle], settings: list[gr.components.Component]) -> None:
+def _image_tab(handles: dict[str, ModelHandle], settings: list[gr.components.Component]) -> None:
     with gr.Row():
         picture = parts.image_file(label="Picture: drop, paste or take one", elem_id="yolov9-image", height=420)
         result = gr.Image(
@@ -258,8 +266,7 @@ def _image_tab(handles: dict[str, Handle], settings: list[gr.components.Componen
 
         chosen = Settings.of(handles, values)
         image = np.asarray(read_image(path))
-        with handles[chosen.weights].use(gr.Progress()) as detector:
-            found = chosen.detect(detector, image)
+        found = chosen.detect(handles[chosen.weights], image, gr.Progress())
         drawn = annotate(image, found, chosen.scores)
         return drawn, _summary([found]), _rows(found), [found]
 
@@ -304,7 +311,7 @@ def _rows(found: Detections) -> list[list[Any]]:
 # ---- video ------------------------------------------------------------------------------------------------
 
 
-def _video_tab(handles: dict[str, Handle], settings: list[gr.components.Component]) -> None:
+def _video_tab(handles: dict[str, ModelHandle], settings: list[gr.components.Component]) -> None:
     with gr.Row():
         video = gr.Video(label="Video: drop or record one", elem_id="yolov9-video", height=420)
         with gr.Column():
@@ -341,7 +348,9 @@ def _video_tab(handles: dict[str, Handle], settings: list[gr.components.Componen
     _wire_export(save, found_state, "yolov9_video_export")
 
 
-def _annotate_video(handle: Handle, chosen: Settings, path: str, cancel: parts.Cancel) -> Iterator[tuple[Any, ...]]:
+def _annotate_video(
+    handle: ModelHandle, chosen: Settings, path: str, cancel: parts.Cancel
+) -> Iterator[tuple[Any, ...]]:
     """Yields previews and progress, last the finished MP4. A cancelled run leaves no file."""
     from models import video
     from models.yolov9.draw import annotate
@@ -353,15 +362,12 @@ def _annotate_video(handle: Handle, chosen: Settings, path: str, cancel: parts.C
     finished = False
     started = shown = time.perf_counter()
     try:
-        with (
-            handle.use() as detector,
-            video.Writer(target, info.width, info.height, Fraction(info.rate)) as writer,
-        ):
+        with video.Writer(target, info.width, info.height, Fraction(info.rate)) as writer:
             for frame in video.read_frames(path):
                 if cancel["asked"]:
                     yield gr.Image(visible=False), gr.Video(visible=True), "<p>Cancelled.</p>", gr.skip()
                     return
-                found = chosen.detect(detector, frame)
+                found = chosen.detect(handle, frame)
                 found = tracker.update(found) if tracker else found
                 drawn = annotate(frame, found, chosen.scores)
                 writer.write(drawn)

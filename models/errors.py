@@ -68,6 +68,12 @@ class LoadFailed(UserError):
     title = "Loading failed"
 
 
+class WorkerLost(UserError):
+    """The process or machine that did the work stopped in the middle."""
+
+    title = "Interrupted"
+
+
 class RayUnavailable(UserError):
     """Ray is not installed, cannot be reached, or has no machine that is large enough."""
 

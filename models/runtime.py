@@ -5,6 +5,11 @@
     with handle.use(progress=lambda fraction, text: print(fraction, text)) as detector:
         detector.detect(image)
 
+What a tab has to do with a model goes through `run`, which says nothing of where that model is: here, or, behind
+another handle of the same protocol, in a process or on a machine of its own (deploy/remote.py).
+
+    found = handle.run(lambda detector, report: detector.detect(image))
+
 A model is loaded once however many threads ask for it at the same moment, stays while somebody uses it, and
 leaves when memory is needed for another model (least recently used first) or when nobody used it for a while.
 One condition variable guards all state; loaders run outside of it, each in a thread of its own.
@@ -16,20 +21,22 @@ import logging
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Generic, Literal, Protocol, TypeVar
+from typing import Any, Generic, Literal, Protocol, TypeVar
 
 from models.errors import LoadFailed, OutOfMemory, UnsupportedDevice, UserError, is_out_of_memory
 
 logger = logging.getLogger(__name__)
 
 M = TypeVar("M")
+T = TypeVar("T")
 M_co = TypeVar("M_co", covariant=True)
 
 Progress = Callable[[float, str], None]
+Report = Callable[[Any], None]
 State = Literal["not loaded", "loading", "ready", "failed"]
 
 
@@ -101,11 +108,36 @@ class ModelHandle(Protocol[M_co]):
     @property
     def estimate_bytes(self) -> int: ...
 
-    def use(self, progress: Progress | None = None) -> AbstractContextManager[M_co]: ...
+    def run(
+        self, work: Callable[[M_co, Report], T], report: Report | None = None, progress: Progress | None = None
+    ) -> T:
+        """Calls `work(model, report)` where the model is, loading it first if need be, and returns what it returns.
 
-    def status(self) -> Status: ...
+        The work may be done in another process. So it is a function of a module, or a `functools.partial` of one, all
+        that goes in and comes out can be pickled, and files go in as `Path`: the work then finds a copy of each.
 
-    def unload(self) -> bool: ...
+        report: gets what the work reports, in order, in the caller's thread. If it raises, the work is stopped: its own
+            next report raises, at once here, a little later elsewhere. The caller gets what `report` raised.
+        progress: gets (fraction, text) while the model loads. If it raises, this caller leaves.
+
+        Raises what the work raises, and `UserError` if the model cannot be loaded.
+        """
+
+    def status(self) -> Status:
+        """A snapshot; never waits."""
+
+    def unload(self) -> bool:
+        """Drops the model from memory. False, and nothing done, while somebody uses it."""
+
+
+class ModelRuntime(Protocol):
+    """Where a tab registers its models: `Runtime`, or one whose models are elsewhere."""
+
+    def register(
+        self, name: str, loader: "Loader[M]", *, estimate_bytes: int, description: str = ""
+    ) -> ModelHandle[M]: ...
+
+    def handles(self) -> Sequence[ModelHandle[Any]]: ...
 
 
 class _Load:
@@ -125,8 +157,8 @@ class Handle(Generic[M]):
         self.name = name
         self.description = description
         self.estimate_bytes = estimate_bytes
+        self.loader = loader
         self._runtime = runtime
-        self._loader = loader
         # The rest is guarded by the runtime's condition.
         self._load: _Load | None = None
         self._loaded: LoadedModel[M] | None = None
@@ -150,6 +182,13 @@ class Handle(Generic[M]):
         finally:
             del loaded  # or this frame would keep the model alive after an unload
             self._runtime._release(self)
+
+    def run(
+        self, work: Callable[[M, Report], T], report: Report | None = None, progress: Progress | None = None
+    ) -> T:
+        """Does the work in this thread; see `ModelHandle.run`."""
+        with self.use(progress) as model:
+            return work(model, report or _unheard)
 
     def status(self) -> Status:
         """A snapshot; never waits for a load."""
@@ -311,7 +350,7 @@ class Runtime:
         loaded, error, started = None, None, self._clock()
         try:
             self._reserve(handle, report)
-            loaded = handle._loader(report, self.device())
+            loaded = handle.loader(report, self.device())
         except UserError as caught:
             error = caught
         except Exception as caught:
@@ -507,6 +546,10 @@ def _free_memory() -> None:
     torch = sys.modules.get("torch")  # never the first to import it
     if torch is not None and torch.cuda.is_initialized():
         torch.cuda.empty_cache()
+
+
+def _unheard(event: Any) -> None:
+    """Takes reports that nobody asked for."""
 
 
 def _megabytes(count: int) -> str:

@@ -18,6 +18,7 @@ HEAVY = {
     "supervision",
     "trackers",
     "scipy",
+    "ray",
 }
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import supervision as sv
 
 from models.yolov9.classes import PALETTE
-from models.yolov9.pipeline import Detections
+from models.yolov9.detections import Detections
 
 
 def annotate(image: np.ndarray, detections: Detections, scores: bool = True) -> np.ndarray:

@@ -10,7 +10,7 @@ from typing import Any
 
 from models.errors import BadInput
 from models.yolov9.classes import COCO_CATEGORY_IDS, COCO_NAMES
-from models.yolov9.pipeline import Detections
+from models.yolov9.detections import Detections
 
 FORMATS = ("JSON", "CSV", "COCO", "YOLO")
 

@@ -9,9 +9,7 @@ from __future__ import annotations
 import math
 import time
 import warnings
-from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import cv2
@@ -24,54 +22,13 @@ from torchvision.ops import batched_nms
 from models.errors import BadInput
 from models.images import read_image
 from models.runtime import Device
+from models.yolov9.detections import Detections, Timing
 from models.yolov9.network import Network
 
 GREY = 114
 MAX_CANDIDATES = 30_000
 MAX_SIZE = 1536
 STRIDE = 32
-
-
-@dataclass(frozen=True)
-class Timing:
-    """Milliseconds spent: letterbox and copy, network, NMS and mapping back."""
-
-    pre_ms: float
-    network_ms: float
-    nms_ms: float
-
-    @property
-    def total_ms(self) -> float:
-        return self.pre_ms + self.network_ms + self.nms_ms
-
-
-@dataclass(frozen=True)
-class Detections:
-    """What was found in one picture, best first.
-
-    boxes_xyxy: float32 (N, 4), left, top, right, bottom in the picture's pixels. scores: float32 (N,) in 0..1.
-    class_ids: int64 (N,), indices into names. track_ids: int64 (N,), -1 where not tracked, or None.
-    image_size: the picture's (width, height).
-    """
-
-    boxes_xyxy: np.ndarray
-    scores: np.ndarray
-    class_ids: np.ndarray
-    names: tuple[str, ...]
-    image_size: tuple[int, int]
-    timing: Timing = field(default=Timing(0, 0, 0), compare=False)
-    track_ids: np.ndarray | None = None
-
-    def __len__(self) -> int:
-        return len(self.scores)
-
-    @property
-    def labels(self) -> list[str]:
-        return [self.names[i] for i in self.class_ids]
-
-    def counts(self) -> dict[str, int]:
-        """How many of each class, most frequent first."""
-        return dict(Counter(self.labels).most_common())
 
 
 class Detector:

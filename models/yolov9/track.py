@@ -8,7 +8,7 @@ import numpy as np
 import supervision as sv
 from trackers import ByteTrackTracker
 
-from models.yolov9.pipeline import Detections
+from models.yolov9.detections import Detections
 
 
 class Tracker:

@@ -17,7 +17,9 @@ from models.runtime import Device, Runtime
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 KINDS = {name for name, kind in vars(errors).items() if isinstance(kind, type) and issubclass(kind, UserError)}
-SHARED = [ROOT / "models" / f"{name}.py" for name in ("runtime", "images", "video", "files")]
+SHARED = [
+    ROOT / f"{name}.py" for name in ("models/runtime", "models/images", "models/video", "models/files", "deploy/remote")
+]
 
 
 @pytest.fixture(scope="module", params=["embedded", "official"])
