@@ -24,7 +24,7 @@ from tests.load.app import App, running
 from tests.load.users import KINDS, THINK, Tally, answered_size, camera
 from tests.load.visitor import LIMITS, Shots, Visitor, endpoints
 
-FILM_SECONDS = 20.0
+FILM_SECONDS = 12.0
 
 
 async def measure(app: App, times: int) -> dict[str, Any]:

@@ -58,7 +58,7 @@ def report(result: dict[str, Any]) -> str:
     lines = [f"{result['users']} users, {result['seconds'] / 60:g} minutes"]
     for tab, told in result["tabs"].items():
         lines.append(f"{tab}: {told['asked']} asked, {told['done']} done, {told['queue_full']} queue full, "
-                     f"{told['error']} errors")  # fmt: skip
+                     f"{told['error']} errors, {told['unfinished']} unfinished")  # fmt: skip
         for name, action in told["actions"].items():
             lines.append(f"    {name}: {action['done']} done{_times(action['seconds'])}")
     webcam = result["webcam"]

@@ -116,7 +116,7 @@ def summary(tally: Tally, meter: Meter, share: float, users: int, seconds: float
 def _tab(tally: Tally, tab: str, warm: float) -> dict[str, Any]:
     """Counts of all; times of what began after the warm-up."""
     done = [d for d in tally.done if tab_of(d.action) == tab]
-    count = {kind: sum(d.outcome == kind for d in done) for kind in ("done", "queue full", "error")}
+    count = {kind: sum(d.outcome == kind for d in done) for kind in ("done", "queue full", "error", "unfinished")}
     actions: dict[str, Any] = {}
     for name in sorted({d.action for d in done} - {"webcam"}):
         times = [d.seconds for d in done if d.action == name and d.outcome == "done" and d.at >= warm]

@@ -104,9 +104,13 @@ async def ask(
     visitor: Visitor, tally: Tally, action: str, event: str, changed: dict[str, Any] | None = None,
     on_output: Callable[[str], None] | None = None,
 ) -> Answer:  # fmt: skip
-    """One job, tallied."""
+    """One job, tallied, also when it has no end."""
     at = tally.now
-    return tally.add(action, at, await visitor.ask(event, changed, on_output))
+    try:
+        return tally.add(action, at, await visitor.ask(event, changed, on_output))
+    except asyncio.CancelledError:
+        tally.add(action, at, Answer("unfinished", tally.now - at, 0.0))
+        raise
 
 
 # ---- YOLOv9 -----------------------------------------------------------------------------------------------
@@ -148,9 +152,8 @@ async def webcam(visitor: Visitor, tally: Tally, chance: random.Random) -> None:
 
 async def picture(visitor: Visitor, tally: Tally, chance: random.Random) -> None:
     path = chance.choice(sorted(EXAMPLES.glob("*.jpg")))
-    at = tally.now
     file = await visitor.upload(path.name, path.read_bytes())
-    tally.add("picture", at, await visitor.ask("yolov9_image", {"Picture: drop, paste or take one": file}))
+    await ask(visitor, tally, "picture", "yolov9_image", {"Picture: drop, paste or take one": file})
 
 
 # ---- P-diff and LongRoPE ----------------------------------------------------------------------------------
@@ -182,6 +185,9 @@ async def long_run(visitor: Visitor, tally: Tally, chance: random.Random) -> Non
     if tally.long_run or not tally.long_until:
         await tally.stop.wait()
         return
+    tally.long_run = {"tokens": 0, "refused": [], "asked_at_s": tally.long_from, "reading_from_s": None,
+                      "cancelled_at_s": tally.long_until, "ended_at_s": tally.long_until, "tokens_read": 0,
+                      "ended_by_cancel": False}  # until it is known  # fmt: skip
     await tally.pause(tally.long_from - tally.now)
     seen: list[tuple[float, int]] = []
 
@@ -204,12 +210,10 @@ async def long_run(visitor: Visitor, tally: Tally, chance: random.Random) -> Non
         refused.append(answer.why)
     await button
     tally.add("long run, cancelled", at, answer)
-    tally.long_run = {
+    tally.long_run |= {
         "tokens": 2**power,
         "refused": refused,
-        "asked_at_s": tally.long_from,
         "reading_from_s": seen[0][0] if seen else None,
-        "cancelled_at_s": tally.long_until,
         "ended_at_s": tally.now,
         "tokens_read": seen[-1][1] if seen else 0,
         "ended_by_cancel": answer.outcome == "done" and bool(seen) and tally.now >= tally.long_until,

@@ -21,7 +21,7 @@ import httpx
 
 from tests.calls import FILE, form
 
-Outcome = Literal["done", "queue full", "error"]
+Outcome = Literal["done", "queue full", "error", "unfinished"]
 JSON_BODY = {"content-type": "application/json"}
 STATUS_SECONDS = 5.0
 # Connections are let go of before the app does it, at five seconds: a browser would ask again, this client would not.
