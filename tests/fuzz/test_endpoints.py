@@ -146,18 +146,10 @@ def kept() -> Iterator[dict[str, Any]]:
 
 
 def test_every_event_answers_anything(app_server, events, kept):
-    first = Caller(app_server.url)
-    uploads = {
-        "picture.png": first.upload("picture.png", PICTURE.read_bytes()),
-        "text.txt": first.upload("text.txt", b"a, b\n1, 2\n"),
-        "text.csv": first.upload("text.csv", b"1.0\n2.0\n"),
-        "text.json": first.upload("text.json", b'{"rope_scaling": {"short_factor": [1]}}'),
-        "noise.safetensors": first.upload("noise.safetensors", bytes(range(256))),
-        "noise.mp4": first.upload("noise.mp4", bytes(range(255, -1, -1))),
-    }
     outcomes = Outcomes(time.monotonic() + SECONDS)
     rounds = 0
     while rounds == 0 or (MINUTES and not outcomes.over):
+        uploads = uploaded(app_server.url)  # anew: the app keeps them for ten minutes
         for event in events:
             try_out(app_server.url, event, uploads, outcomes, SEED + rounds)
         rounds += 1
@@ -169,6 +161,20 @@ def test_every_event_answers_anything(app_server, events, kept):
     assert not outcomes.wrong, "\n".join(outcomes.wrong)
     assert outcomes.done and outcomes.refused, outcomes
     print(f"{outcomes.done} calls of {len(events)} events were done, {outcomes.refused} refused in words")
+
+
+def uploaded(url: str) -> dict[str, str]:
+    """Paths of uploads of several kinds, by name."""
+    files = {
+        "picture.png": PICTURE.read_bytes(),
+        "text.txt": b"a, b\n1, 2\n",
+        "text.csv": b"1.0\n2.0\n",
+        "text.json": b'{"rope_scaling": {"short_factor": [1]}}',
+        "noise.safetensors": bytes(range(256)),
+        "noise.mp4": bytes(range(255, -1, -1)),
+    }
+    caller = Caller(url)
+    return {name: caller.upload(name, content) for name, content in files.items()}
 
 
 def try_out(url: str, event: Event, uploads: dict[str, str], outcomes: Outcomes, number: int) -> None:
