@@ -236,7 +236,10 @@ class Training:
     def restore(self) -> None:
         content = torch.load(self.state, weights_only=True)
         self.network.load_state_dict(content["network"])
+        tops = [group["top"] for group in self.optimiser.param_groups]  # this recipe's, whatever the rates were before
         self.optimiser.load_state_dict(content["optimiser"])
+        for group, top in zip(self.optimiser.param_groups, tops, strict=True):
+            group["top"] = top
         self.step, self.seconds, self.tokens = content["step"], content["seconds"], content["tokens"]
         self.log, self.earlier = content["log"], content["earlier"]
 
@@ -338,6 +341,12 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=FOLDER / "lm")
     parser.add_argument("--minutes", type=float, default=80)
     parser.add_argument("--init", type=Path, help="shipped weights to go on from")
+    parser.add_argument(
+        "--rate", type=float, default=Recipe.rate, help="of the adapters; the new rows' is three times it"
+    )
+    parser.add_argument(
+        "--cooling", type=float, default=Recipe.cooling, help="share of the time after which rates fall"
+    )
     parser.add_argument("--seed", type=int, default=0, help="another one when going on, or the same lessons come again")
     parser.add_argument("--workers", type=int, default=2, help="processes of one thread each, which share every step")
     arguments = parser.parse_args()
@@ -357,7 +366,7 @@ def work(number: int, arguments: argparse.Namespace, meeting: Path) -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     torch.set_num_threads(1)
     distributed.init_process_group("gloo", f"file://{meeting.resolve()}", rank=number, world_size=arguments.workers)
-    recipe = Recipe(seed=arguments.seed)
+    recipe = Recipe(rate=arguments.rate, rows_rate=3 * arguments.rate, cooling=arguments.cooling, seed=arguments.seed)
     training = Training(lm.begin(), recipe, arguments.out)
     if training.state.exists():
         training.restore()
