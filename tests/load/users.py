@@ -60,8 +60,7 @@ class Tally:
     done: list[Done] = field(default_factory=list)
     shots: Shots = field(default_factory=Shots)
     long_run: dict[str, Any] = field(default_factory=dict)
-    long_from: float = 0.0  # seconds of the clock
-    long_until: float = 0.0
+    long_until: float = 0.0  # the clock's second at which the long run is cancelled; 0: there is none
     without_result: tuple[float, int] = (0.0, 0)  # after so many seconds' patience, so many visitors still waited
 
     @property
@@ -180,15 +179,14 @@ async def passkey(visitor: Visitor, tally: Tally, chance: random.Random) -> None
 
 
 async def long_run(visitor: Visitor, tally: Tally, chance: random.Random) -> None:
-    """Reads two million tokens, blockwise, from `long_from` to `long_until`; then presses Cancel. Where the app says
-    that the machine has no memory for so many, half of them."""
+    """Reads two million tokens, blockwise, until `long_until`; then presses Cancel. Where the app says that the machine
+    has no memory for so many, half of them."""
     if tally.long_run or not tally.long_until:
         await tally.stop.wait()
         return
-    tally.long_run = {"tokens": 0, "refused": [], "asked_at_s": tally.long_from, "reading_from_s": None,
-                      "cancelled_at_s": tally.long_until, "ended_at_s": tally.long_until, "tokens_read": 0,
+    tally.long_run = {"tokens": 0, "refused": [], "asked_at_s": tally.now, "reading_from_s": None,
+                      "cancelled_at_s": None, "ended_at_s": tally.long_until, "tokens_read": 0,
                       "ended_by_cancel": False}  # until it is known  # fmt: skip
-    await tally.pause(tally.long_from - tally.now)
     seen: list[tuple[float, int]] = []
 
     def read(line: str) -> None:
@@ -197,7 +195,10 @@ async def long_run(visitor: Visitor, tally: Tally, chance: random.Random) -> Non
 
     async def cancel() -> None:
         await tally.pause(tally.long_until - tally.now)
+        while not seen:  # it waits for its turn still
+            await asyncio.sleep(0.5)
         await visitor.run("longrope_cancel")
+        tally.long_run["cancelled_at_s"] = tally.now
 
     button = asyncio.create_task(cancel())
     refused = []
@@ -208,7 +209,9 @@ async def long_run(visitor: Visitor, tally: Tally, chance: random.Random) -> Non
         if answer.outcome != "error" or NO_ROOM not in answer.why:
             break
         refused.append(answer.why)
-    await button
+    if not seen:
+        button.cancel()
+    await asyncio.gather(button, return_exceptions=True)
     tally.add("long run, cancelled", at, answer)
     tally.long_run |= {
         "tokens": 2**power,
