@@ -25,6 +25,7 @@ from tests.load.users import KINDS, THINK, Tally, answered_size, camera
 from tests.load.visitor import LIMITS, Shots, Visitor, endpoints
 
 FILM_SECONDS = 12.0
+NEWCOMERS = 40  # sessions opened, each of which the app remembers
 
 
 async def measure(app: App, times: int) -> dict[str, Any]:
@@ -43,6 +44,14 @@ async def measure(app: App, times: int) -> dict[str, Any]:
             before, started = _cpu(app), time.monotonic()
             await asyncio.sleep(FILM_SECONDS)
             told["open page"] = {"cores": (_cpu(app) - before) / (time.monotonic() - started)}
+        before, megabytes = _cpu(app), app.process.memory_info().rss / 1e6
+        for _ in range(NEWCOMERS):
+            async with Visitor(http, known, "10.2.0.1") as visitor:
+                await visitor.run("yolov9_status")
+        told["new visitor"] = {
+            "core_seconds": (_cpu(app) - before) / NEWCOMERS,
+            "megabytes": (app.process.memory_info().rss / 1e6 - megabytes) / NEWCOMERS,
+        }
     return told
 
 

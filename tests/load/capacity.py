@@ -101,10 +101,11 @@ def by_crowd(result: dict[str, Any]) -> str:
     each, idle = loads(result), result["actions"]["open page"]["cores"]
     cores = {tab: sum(each[kind].cores for kind in kinds) / len(kinds) for tab, kinds in TOGETHER.items()}
     mixed = sum(cores.values()) / len(cores) + idle
-    users = math.floor(BUSY * CORES / mixed)
+    users, new = math.floor(BUSY * CORES / mixed), result["actions"]["new visitor"]
     lines = [
         f"A visitor of the mix keeps {mixed:.3f} cores busy, {idle:.4f} of them by the open page alone (measured). "
-        f"{BUSY:.0%} of {CORES} cores are enough for **{users} users of the mix a replica**.",
+        f"{BUSY:.0%} of {CORES} cores are enough for **{users} users of the mix a replica**. A new visitor costs "
+        f"{new['core_seconds']:.2f} core-seconds and {new['megabytes']:.1f} MB that are kept (measured).",
         "",
         "| model | cores a visitor | " + " | ".join(f"cores for {n:,} | two-core replicas for {n:,}" for n in CROWDS)
         + " |",
