@@ -171,7 +171,7 @@ class Copies:
     """Files that came with work: the same path for the same file, there as long as any work needs it."""
 
     def __init__(self) -> None:
-        self._folder = Path(tempfile.mkdtemp(prefix="live-papers-work-"))
+        self._folder: Path | None = None
         self._lock, self._needed = threading.Lock(), Counter[Path]()
 
     @contextmanager
@@ -183,17 +183,19 @@ class Copies:
         finally:
             with self._lock:
                 self._needed.subtract(taken)
-                for path in taken:
-                    if self._needed[path] <= 0:
-                        shutil.rmtree(path.parent, ignore_errors=True)
+                for path in [path for path in set(taken) if self._needed[path] <= 0]:
+                    del self._needed[path]
+                    shutil.rmtree(path.parent, ignore_errors=True)
 
     def take(self, name: str, content: bytes, changed: int) -> Path:
         """A file with that name, content and time of change (ns)."""
-        path = self._folder / hashlib.sha256(content).hexdigest() / str(changed) / name
         with self._lock:
+            self._folder = self._folder or Path(tempfile.mkdtemp(prefix="live-papers-work-"))
+            digest = hashlib.sha256(f"{changed} {name}\0".encode() + content).hexdigest()
+            path = self._folder / digest / name
             self._needed[path] += 1
             if not path.exists():
-                path.parent.mkdir(parents=True)
+                path.parent.mkdir(exist_ok=True)
                 path.write_bytes(content)
                 os.utime(path, ns=(changed, changed))
         return path
@@ -283,7 +285,7 @@ class RemoteHandle(Generic[M]):
         try:
             heard: list[Status] = self._all("status")
             self._learn(min(heard, key=lambda status: BEST_STATE.index(status.state), default=Status("not loaded")))
-        except (*LOST, TimeoutError) as error:
+        except Exception as error:  # whatever it is, the page shows what it knew
             logger.info("The status of %s is not known: %s", self.name, error)
         finally:
             self._asking, self._asked = False, time.monotonic()

@@ -21,7 +21,7 @@ from ray import serve  # noqa: E402
 
 import app as suite  # noqa: E402
 from deploy import ray_app  # noqa: E402
-from deploy.remote import RemoteHandle, RemoteRuntime, pack  # noqa: E402
+from deploy.remote import Copies, RemoteHandle, RemoteRuntime, pack  # noqa: E402
 from models.errors import BadInput, Cancelled, WorkerLost  # noqa: E402
 from models.images import read_image  # noqa: E402
 from tests.conftest import free_port  # noqa: E402
@@ -235,6 +235,18 @@ class TestHandle:
         found = [detector.run(partial(_describe, given)) for _ in range(2)]
         assert found[0][1:] == ("given.bin", given.read_bytes(), given.stat().st_mtime_ns)
         assert all(each[0] != given and not each[0].exists() for each in found)
+
+    def test_a_copy_is_there_as_long_as_any_work_needs_it(self, tmp_path):
+        from functools import partial
+
+        given = tmp_path / "given.bin"
+        given.write_bytes(b"the same")
+        copies, packed = Copies(), pack(partial(_describe, given))
+        with copies.unpacked(packed) as first:
+            with copies.unpacked(packed) as second:
+                copy = second(None, None)[0]
+            assert first(None, None)[0] == copy and copy.read_bytes() == b"the same"
+        assert not copy.parent.exists()
 
     def test_a_path_that_is_no_file_stays_a_path(self):
         assert b"nowhere" in pack(Path("/nowhere"))  # type: ignore[arg-type]
