@@ -54,7 +54,7 @@ def method_scaling(model: Model, method: str, length: int, table: Path | None) -
     """The label and the factors a method has at a length; for longrope the given table, the shipped one, or, beyond
     those, the longest of them stretched, which the label says."""
     if method == "longrope" and table is None and length > max(searched_lengths(model.tables), default=length):
-        (seed,) = _stretched(model, length)
+        seed = _stretched(model, length)[0]
         return "longrope stretched", model.scaling("longrope", length, seed.factors)
     if method == "longrope" and table is not None:
         factors, _ = read_csv(table.read_bytes(), model.config.rotary_dim // 2)
@@ -295,14 +295,14 @@ def search(model: Model, args: argparse.Namespace) -> None:
 
 
 def _stretched(model: Model, length: int) -> list[Seed]:
-    """The table searched for the next shorter length, raised to the power that takes its scale to this length's: what
-    the paper's progressive search starts from."""
-    shorter = [n for n in searched_lengths(model.tables) if n < length]
-    if not shorter:
-        return []
-    target, factors = searched(model.tables, max(shorter), model.config.rotary_dim // 2)
-    power = math.log(length / model.window) / math.log(target / model.window)
-    return [Seed(f"table for {target}", tuple(float(x) for x in factors**power))]
+    """The tables searched for shorter lengths, the longest first, each raised to the power that takes its scale to this
+    length's: what the paper's progressive search starts from."""
+    seeds = []
+    for shorter in sorted((n for n in searched_lengths(model.tables) if n < length), reverse=True):
+        _, factors = searched(model.tables, shorter, model.config.rotary_dim // 2)
+        power = math.log(length / model.window) / math.log(shorter / model.window)
+        seeds.append(Seed(f"table for {shorter}", tuple(float(x) for x in factors**power)))
+    return seeds
 
 
 def _spaced(trial: int) -> float:
