@@ -54,7 +54,7 @@ LOOKING = (
 LISTENING = ("what do you hear", "describe this music", "how does this music sound")
 TO_MUSIC = ("what music goes with this picture", "play music that goes with this picture", "what could this sound like")
 TO_PICTURE = ("draw a picture that goes with this music",)
-PIECES = 4  # of music in a document: more than a sequence holds
+BEGINNING = 24  # tokens of music that follow a caption on a page: instrument and first beats, and room for many
 _THING = re.compile(rf"\ban? (?:({'|'.join(COLOURS)}) )?({'|'.join(OBJECTS)})\b")
 
 
@@ -241,16 +241,19 @@ class Author:
         """Words and what they are in one medium, by turns, as interleaved pages have them: (text, part).
 
         Words of speech are in any order, so that they have to be listened to and read: what people say in this small
-        world is easily guessed.
+        world is easily guessed. Music that follows its caption is only begun, so that a page has many captions.
         """
         kind = self.random.random()
         if kind < 0.2 and self.library.pictures:
             things = [self._thing() for _ in range(pairs)]
             return [(" " + _named("", thing), self._image(*thing)) for thing in things]
-        if kind > 0.75 and self.library.composed:
-            played = [self.library.music(self.random, lambda _: True, heard=not text_first) for _ in range(PIECES)]
+        if kind > (0.4 if text_first else 0.8) and self.library.composed:
+            played = [self.library.music(self.random, lambda _: True, heard=not text_first) for _ in range(pairs)]
             captions = [" " + self._wording(language.music_captions(*sound)) for sound, _ in played]
-            return [(text, self._part("music", codes)) for text, (_, codes) in zip(captions, played, strict=True)]
+            parts = [self._part("music", codes) for _, codes in played]
+            if text_first:
+                parts = [Part("music", None, part.token_ids[: 1 + BEGINNING]) for part in parts]
+            return list(zip(captions, parts, strict=True))
         return [self._spelled_words(heard=not text_first) for _ in range(pairs)]
 
     # Pieces of them.

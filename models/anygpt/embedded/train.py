@@ -75,7 +75,7 @@ class Recipe:
     decay: float = 0.0
     clip: float = 1.0
     cooling: float = 0.92
-    documents: float = 0.4
+    documents: float = 0.5
     talks: float = 0.35
     talks_from: float = 0.2
     chat: float = 0.05
@@ -111,7 +111,7 @@ class Curriculum:
             return Lesson(ids, (False, *(True,) * (len(ids) - 1)))
         form -= self.recipe.text
         if 0 <= form < self.recipe.documents and self.library.lexicon:
-            text_first = rng.random() < 0.4
+            text_first = rng.random() < 0.5
             return lessons.document(author.document(text_first), self.words, text_first, length)
         if form > 1 - self.recipe.text - self.recipe.base and len(author.ready[0]) == len(TASKS):
             pairs = (lessons.pair(*pair, self.words) for _ in range(100) for pair in author.base())

@@ -240,6 +240,18 @@ def test_a_page_has_pairs_and_what_follows_from_the_first_is_learnt(author, word
         assert codes == flat(language.plain(str(text)))
 
 
+@pytest.mark.parametrize("text_first", [True, False])
+def test_a_page_of_music_is_heard_whole_and_begun_after_captions(author, words, text_first):
+    pages = (author.document(text_first) for _ in range(200))
+    page = next(page for page in pages if page[0][1].kind == "music")
+    music = words.vocabulary.units("music")
+    for caption, part in page:
+        assert any(family in str(caption).split() for family in language.FAMILIES)
+        assert part.token_ids[0] == music.start
+        assert (part.token_ids[-1] == music.end) is not text_first
+        assert len(part.token_ids) == (1 + instructions.BEGINNING if text_first else 102)
+
+
 def test_batches_are_padded_with_what_is_not_learnt():
     ids, learn = lessons.batch([lessons.Lesson((5, 6), (True, True)), lessons.Lesson((7,), (True,))], 3)
     assert ids.tolist() == [[5, 6, 0], [7, 0, 0]]
