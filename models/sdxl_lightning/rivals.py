@@ -56,7 +56,7 @@ RATE = 2e-4  # of the one-network rivals; heads of the Turbo-style one learn fiv
 
 # Adversarial steps, with x_t shown and without, that take the processor time of the stage they replace.
 ADVERSARIAL_ONLY = {"4": (105, 50), "2": (135, 65), "1": (175, 85)}
-WHOLE = 30  # steps of the unconditional objective on the whole network
+WHOLE = 60  # steps of the unconditional objective on the whole network; in the first 20 only the critic learns
 LONGER = (200, 100)
 
 
@@ -79,7 +79,7 @@ class Cost:
         states = [
             torch.load(folder / "last.pt", map_location="cpu", weights_only=True, mmap=True) for folder in folders
         ]
-        return Cost(sum(state["step"] for state in states), sum(state["cpu"] for state in states))
+        return Cost(sum(state["step"] for state in states), sum(state.get("cpu", 0.0) for state in states))
 
 
 def train_consistency(folder: Path, shipped: Path, steps: int) -> None:

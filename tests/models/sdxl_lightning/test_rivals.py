@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -12,7 +13,8 @@ from torch import Tensor, nn
 from models.errors import BadInput
 from models.sdxl_lightning import consistency, turbo
 from models.sdxl_lightning.distil import STAGES
-from models.sdxl_lightning.rivals import ADVERSARIAL_ONLY, SHIPPED, budget, train_stage
+from models.sdxl_lightning.recipe import Run
+from models.sdxl_lightning.rivals import ADVERSARIAL_ONLY, SHIPPED, Cost, budget, train_stage
 from models.sdxl_lightning.schedule import LAST, Schedule
 
 
@@ -172,6 +174,22 @@ def test_budgets_count_every_stage_from_the_teacher_on() -> None:
     assert set(ADVERSARIAL_ONLY) < set(STAGES)
 
 
-def test_a_stage_whose_start_is_not_shipped_is_refused(tmp_path: object) -> None:
+def test_a_stage_whose_start_is_not_shipped_is_refused(tmp_path: Path) -> None:
     with pytest.raises(BadInput, match="32-step student"):
-        train_stage("adversarial", "8", tmp_path, SHIPPED)  # type: ignore[arg-type]
+        train_stage("adversarial", "8", tmp_path, SHIPPED)
+
+
+def test_a_runs_processor_time_adds_up_over_sessions_and_old_states_have_none(tmp_path: Path) -> None:
+    def work(steps: int) -> float:
+        run = Run(tmp_path, {}, steps)
+        for _ in run.remaining():
+            sum(i * i for i in range(100_000))
+        return Cost.of(tmp_path).cpu
+
+    first = work(2)
+    assert 0 < first < work(4)
+    state = torch.load(tmp_path / "last.pt", weights_only=True)
+    del state["cpu"]
+    torch.save(state, tmp_path / "last.pt")
+    assert Run(tmp_path, {}, 4).cpu == 0
+    assert (Cost.of(tmp_path, tmp_path).steps, state["step"]) == (8, 4)
