@@ -10,10 +10,11 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 
 import psutil
 
@@ -34,17 +35,20 @@ class App:
 
 
 @contextmanager
-def running(*options: str) -> Iterator[App]:
-    """`python app.py` on a free port of the loopback, believing the address that each simulated visitor says it has."""
+def running(environment: Mapping[str, str] = MappingProxyType({})) -> Iterator[App]:
+    """`python app.py` on a free port of the loopback, believing the address that each simulated visitor says it has.
+
+    environment: variables besides those of this process.
+    """
     with tempfile.TemporaryDirectory(prefix="load-") as folder:
         url = f"http://127.0.0.1:{(port := free_port())}"
-        environment = {k: v for k, v in os.environ.items() if not k.startswith("LIVE_PAPERS_")}
-        environment |= {"TMPDIR": folder, "PYTHONUNBUFFERED": "1"}
-        command = [sys.executable, "app.py", "--port", str(port), "--proxies", "1", *options]
+        inherited = {k: v for k, v in os.environ.items() if not k.startswith("LIVE_PAPERS_")}
+        variables = {**inherited, "TMPDIR": folder, "PYTHONUNBUFFERED": "1", **environment}
+        command = [sys.executable, "app.py", "--port", str(port), "--proxies", "1"]
         log = Path(folder) / "log.txt"
         started = time.perf_counter()
         with open(log, "wb") as output:
-            process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=output, stderr=subprocess.STDOUT)
+            process = subprocess.Popen(command, cwd=ROOT, env=variables, stdout=output, stderr=subprocess.STDOUT)
         try:
             _wait_for_page(url, process, log)
             yield App(url, psutil.Process(process.pid), log, time.perf_counter() - started)

@@ -39,18 +39,16 @@ TOGETHER = {"yolov9": ("webcam", "picture"), "pdiff": ("networks",), "longrope":
 
 @dataclass(frozen=True)
 class Load:
-    """Of one kind of visitor. seconds: of an action alone; cores: that one visitor keeps busy on average."""
+    """Of one kind of visitor. seconds: that an action takes of one core; of a webcam, a frame."""
 
     kind: str
     seconds: float
-    core_seconds: float
     think: float
 
     @property
     def cores(self) -> float:
-        if self.kind == "webcam":
-            return CAMERA_RATE * self.core_seconds
-        return self.core_seconds / (self.think + self.seconds)
+        """That one visitor keeps busy on average."""
+        return CAMERA_RATE * self.seconds if self.kind == "webcam" else self.seconds / (self.think + self.seconds)
 
     @property
     def users(self) -> int:
@@ -76,47 +74,59 @@ def most_within(seconds: float, think: float, bound: float) -> int:
 def loads(result: dict[str, Any]) -> dict[str, Load]:
     """From a recorded measurement."""
     actions, think = result["actions"], result["think_s"]
-    return {kind: Load(kind, actions[kind]["seconds"], actions[kind]["core_seconds"], think[kind]) for kind in WORDS}
+    return {kind: Load(kind, actions[kind]["core_seconds"], think[kind]) for kind in WORDS}
 
 
 def by_replica(result: dict[str, Any]) -> str:
     """Users of each kind that one replica serves. Markdown, as all that follow."""
     lines = [
-        "| tab | what a visitor does | alone, measured | processor, measured | pause | promised | users a replica, "
-        "estimated |",
-        "|---|---|---|---|---|---|---|",
+        "| tab | what a visitor does | seconds of one core, measured | pause | promised | users a replica, estimated |",
+        "|---|---|---|---|---|---|",
     ]
     for kind, load in loads(result).items():
         tab, what = WORDS[kind]
         pause, bound = (f"{load.think:g} s", f"{WITHIN[kind]:g} s") if kind in WITHIN else ("none", "the rate")
-        lines.append(
-            f"| {tab} | {what} | {_seconds(load.seconds)} | {load.core_seconds:.2f} core-seconds | {pause} | {bound} | "
-            f"**{load.users}** |"
-        )
+        lines.append(f"| {tab} | {what} | {_seconds(load.seconds)} | {pause} | {bound} | **{load.users}** |")
     return "\n".join(lines)
+
+
+def cores(result: dict[str, Any]) -> dict[str, float]:
+    """Cores that one visitor of each tab keeps busy."""
+    each = loads(result)
+    return {tab: sum(each[kind].cores for kind in kinds) / len(kinds) for tab, kinds in TOGETHER.items()}
+
+
+def replicas(busy: float, crowd: int) -> int:
+    """Of a tab's models, for a crowd of which a fifth is on that tab."""
+    return math.ceil(crowd / len(TOGETHER) * busy / (BUSY * CORES))
 
 
 def by_crowd(result: dict[str, Any]) -> str:
     """Cores and replicas of each model for the mix of visitors."""
-    each, idle = loads(result), result["actions"]["open page"]["cores"]
-    cores = {tab: sum(each[kind].cores for kind in kinds) / len(kinds) for tab, kinds in TOGETHER.items()}
-    mixed = sum(cores.values()) / len(cores) + idle
-    users, new = math.floor(BUSY * CORES / mixed), result["actions"]["new visitor"]
+    idle, new, busy = result["actions"]["open page"]["cores"], result["actions"]["new visitor"], cores(result)
+    mixed = sum(busy.values()) / len(busy) + idle
+    users = math.floor(BUSY * CORES / mixed)
     lines = [
         f"A visitor of the mix keeps {mixed:.3f} cores busy, {idle:.4f} of them by the open page alone (measured). "
-        f"{BUSY:.0%} of {CORES} cores are enough for **{users} users of the mix a replica**. A new visitor costs "
+        f"{100 * BUSY:.0f} % of {CORES} cores are enough for **{users} users of the mix a replica**. A new visitor costs "
         f"{new['core_seconds']:.2f} core-seconds and {new['megabytes']:.1f} MB that are kept (measured).",
         "",
         "| model | cores a visitor | " + " | ".join(f"cores for {n:,} | two-core replicas for {n:,}" for n in CROWDS)
         + " |",
         "|---|---|" + "---|" * (2 * len(CROWDS)),
     ]  # fmt: skip
-    for tab, busy in cores.items():
-        needed = [crowd / len(cores) * busy for crowd in CROWDS]
-        cells = " | ".join(f"{need:.1f} | {math.ceil(need / (BUSY * CORES)):,}" for need in needed)
-        lines.append(f"| {tab} | {busy:.3f} | {cells} |")
-    lines.append(f"| the page itself | {idle:.4f} | " + " | ".join(f"{n * idle:.1f} | 1" for n in CROWDS) + " |")
+    for tab, each in busy.items():
+        cells = " | ".join(f"{crowd / len(busy) * each:.1f} | {replicas(each, crowd):,}" for crowd in CROWDS)
+        lines.append(f"| {tab} | {each:.3f} | {cells} |")
+    lines.append(f"| the open pages | {idle:.4f} | " + " | ".join(f"{n * idle:.1f} | " for n in CROWDS) + " |")
     return "\n".join(lines)
+
+
+def settings(result: dict[str, Any]) -> str:
+    """The smaller crowd's replicas, as deploy/ray_app.py reads them."""
+    lines = [f"{tab}:\n  num_replicas: {replicas(each, CROWDS[0])}\n  ray_actor_options: {{num_cpus: {CORES}}}"
+             for tab, each in cores(result).items()]  # fmt: skip
+    return "\n".join(("```yaml", *lines, "```"))
 
 
 def under_load(result: dict[str, Any]) -> str:
@@ -146,7 +156,8 @@ def cold(result: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-TABLES = {"by replica": (by_replica, "alone"), "by crowd": (by_crowd, "alone"), "under load": (under_load, "load"),
+TABLES = {"by replica": (by_replica, "alone"), "by crowd": (by_crowd, "alone"),
+          "settings": (settings, "alone"), "under load": (under_load, "load"),
           "cold start": (cold, "cold_start")}  # fmt: skip
 
 

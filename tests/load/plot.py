@@ -20,7 +20,7 @@ NAMES = {
 
 def draw(result: dict[str, Any], title: str) -> Figure:
     """Memory, webcam delay and cores over time; seconds to a result by action."""
-    figure = Figure(figsize=(11, 7.5), layout="constrained")
+    figure = Figure(figsize=(12, 8), layout="constrained")
     memory, cores, webcam, actions = figure.subplots(2, 2).flat
     figure.suptitle(title)
     at, mb, app, robot = np.array(result["rows"]).T
@@ -40,7 +40,7 @@ def draw(result: dict[str, Any], title: str) -> Figure:
     if result["webcam_delays"]:
         when, delay = np.array(result["webcam_delays"]).T
         webcam.plot(when / 60, 1000 * delay, color=WEBCAM)
-    webcam.set(title="Webcam: from a shot to its boxes, median of 5 s", ylabel="ms", ylim=(0, None))
+    webcam.set(title="Webcam: from a shot to its boxes", ylabel="ms", ylim=(0, None))
     run = result["long_run"]
     for axes in (memory, cores, webcam):
         axes.set_xlabel("minutes")
@@ -62,7 +62,7 @@ def _actions(axes: Axes, result: dict[str, Any]) -> None:
         axes.plot(seconds["p50"], place, "o", color=APP)
     axes.set_yticks(range(len(rows)), [name for name, _ in rows], fontsize=8)
     axes.invert_yaxis()
-    axes.set(title="Seconds to a result, waiting included: median to 95th percentile", xscale="log", xlabel="s")
+    axes.set(title="Waiting for a result: median to 95 %", xscale="log", xlabel="s")
     axes.grid(axis="x", alpha=0.3)
 
 

@@ -40,5 +40,5 @@ def test_mean_time_to_a_result_is_that_of_a_simulated_lane(seconds, think, users
 
 
 def test_the_processor_limits_visitors_too():
-    assert Load("webcam", 0.02, 0.027, 0.0).users == 10  # 5 frames a second of 0.027 core-seconds, 1.4 cores
-    assert Load("picture", 0.1, 0.79, 7.9).users == 14
+    assert Load("webcam", 0.027, 0.0).users == 10  # 5 frames a second of 27 ms each, 1.4 cores
+    assert Load("picture", 0.1, 1.0).users == 15 < most_within(0.1, 1.0, 2.0)
