@@ -108,8 +108,8 @@ def by_crowd(result: dict[str, Any]) -> str:
     users = math.floor(BUSY * CORES / mixed)
     lines = [
         f"A visitor of the mix keeps {mixed:.3f} cores busy, {idle:.4f} of them by the open page alone (measured). "
-        f"{100 * BUSY:.0f} % of {CORES} cores are enough for **{users} users of the mix a replica**. A new visitor costs "
-        f"{new['core_seconds']:.2f} core-seconds and {new['megabytes']:.1f} MB that are kept (measured).",
+        f"{100 * BUSY:.0f} % of {CORES} cores are enough for **{users} users of the mix a replica**. A new visitor "
+        f"costs {new['core_seconds']:.2f} core-seconds and {new['megabytes']:.1f} MB that are kept (measured).",
         "",
         "| model | cores a visitor | " + " | ".join(f"cores for {n:,} | two-core replicas for {n:,}" for n in CROWDS)
         + " |",
