@@ -21,7 +21,7 @@ import os
 import resource
 import statistics
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,7 @@ import torch
 from models import longrope
 from models.errors import BadInput, Cancelled
 from models.longrope.engine import Mode, Reading
-from models.longrope.evolution import Fitness, Seed, default_seeds, demo
+from models.longrope.evolution import Fitness, Individual, Seed, default_seeds, demo, read_log
 from models.longrope.evolution import search as evolve
 from models.longrope.fitness import HaystackFitness, NeedleFitness, Needles
 from models.longrope.haystack import Haystack
@@ -92,14 +92,16 @@ def passkey_summary(rows: Iterable[dict[str, Any]]) -> dict[str, Any]:
         low, high = wilson(correct, len(found))
         seconds = statistics.median(row["seconds"] for row in found)
         summary.append(
-            {**dict(zip(PLACE, key, strict=True)), "trials": len(found), "correct": correct,
+            {**_named(key), "trials": len(found), "correct": correct,
              "interval": [low, high], "seconds_median": seconds}
         )  # fmt: skip
-    heat = [
-        {**dict(zip((*PLACE, "depth"), key, strict=True)), "trials": len(hits), "correct": sum(hits)}
-        for key, hits in cells.items()
-    ]
+    heat = [{**_named(key), "depth": key[-1], "trials": len(hits), "correct": sum(hits)} for key, hits in cells.items()]
     return {"rows": summary, "cells": heat}
+
+
+def _named(key: tuple[Any, ...]) -> dict[str, Any]:
+    """What tells rows apart, by name; exact rows have no blocks."""
+    return {name: value for name, value in zip(PLACE, key, strict=False) if value is not None}
 
 
 def blockwise(model: Model, args: argparse.Namespace) -> None:
@@ -251,20 +253,17 @@ def perplexity(model: Model, args: argparse.Namespace) -> None:
 
 def search(model: Model, args: argparse.Namespace) -> None:
     """Searches a table for each length with the demo preset on sparse prompts; ships it as CSV."""
-    path = args.out or EVIDENCE / "search.json"
     for length in args.lengths:
         scale = length / model.window
         settings = replace(demo(model.config.rotary_dim // 2, scale, args.seed), iterations=args.iterations)
         if args.whole:
             reading = Reading("blockwise", args.kv, chunk=512, block=args.block, anchor=args.anchor)
             fitness: Fitness = HaystackFitness(model, length, args.prompts, reading=reading)
-            objective = f"loss of the key, {args.prompts} whole prompts read blockwise ({args.anchor} + {args.block})"
         else:
             fitness = NeedleFitness(model, length, args.prompts, sparse=args.sparse)
-            objective = f"loss of the key, {args.prompts} prompts of {args.sparse} tokens spread over the length"
         c = model.config
         seeds = [*default_seeds(c.rotary_dim, c.base, c.window, scale), *_stretched(model, length)]
-        log = args.runs / f"search-{length}-{args.seed}.jsonl"
+        log = _search_log(args, length)
         started, events = time.perf_counter(), []
         with workers(args.ray) as pool:
             path_there = args.path and args.path.resolve()
@@ -274,24 +273,57 @@ def search(model: Model, args: argparse.Namespace) -> None:
                 events.append(event)
                 if event.evaluated % 20 == 0:
                     print(f"{length}: {event.evaluated}/{event.total} best {event.best.fitness:.3f}", flush=True)
-        best = events[-1].best
-        SEARCHED.mkdir(parents=True, exist_ok=True)
         before = {seed.name: fitness(seed.factors, 0) for seed in seeds}
-        curve = list(itertools.accumulate((event.latest.fitness for event in events), min))
-        name = f"{model.tables}-{length}"
-        (SEARCHED / f"{name}.csv").write_text(write_csv(np.array(best.factors)))
-        card = {"model": model.name, "original_length": model.window, "target_length": length, "magnitude": "su",
-                "objective": objective, "fine_tuned": False, "licence": "same as this repository"}  # fmt: skip
-        record(SEARCHED / f"{name}.json", card)
-        rows = json.loads(path.read_text())["result"]["runs"] if path.exists() else []
-        rows = [row for row in rows if row["length"] != length]
-        rows.append(
-            {"length": length, "command": provenance()["command"], "objective": objective, "before": before,
-             "after": best.fitness, "evaluations": len(events), "seconds": time.perf_counter() - started,
-             "factors": best.factors, "curve": curve}
-        )  # fmt: skip
-        rows.sort(key=lambda row: row["length"])
-        record(path, {"model": model.name, "runs": rows})
+        tried = [event.latest for event in events]
+        _ship(model, args, length, tried, before, time.perf_counter() - started)
+
+
+def ship(model: Model, args: argparse.Namespace) -> None:
+    """Ships the best table so far of a search that was stopped, from its log; the record counts the tables it tried."""
+    for length in args.lengths:
+        log = _search_log(args, length)
+        _, tried = read_log(log)
+        with log.open() as file:
+            names = [seed["name"] for seed in json.loads(file.readline())["seeds"]]
+        if len(tried) < len(names):
+            raise BadInput(f"{log.name} ends before the tables it begins with were tried. Let the search run on.")
+        _ship(model, args, length, tried, {name: one.fitness for name, one in zip(names, tried, strict=False)}, None)
+
+
+def _search_log(args: argparse.Namespace, length: int) -> Path:
+    return args.runs / f"search-{length}-{args.seed}.jsonl"
+
+
+def _ship(
+    model: Model,
+    args: argparse.Namespace,
+    length: int,
+    tried: Sequence[Individual],
+    before: dict[str, float],
+    seconds: float | None,
+) -> None:
+    """Writes the best table with its card, and the search's row among those of other lengths."""
+    best = min(tried, key=lambda one: one.fitness)
+    whole = f"{args.prompts} whole prompts read blockwise ({args.anchor} + {args.block})"
+    spread_out = f"{args.prompts} prompts of {args.sparse} tokens spread over the length"
+    objective = f"loss of the key, {whole if args.whole else spread_out}"
+    SEARCHED.mkdir(parents=True, exist_ok=True)
+    name = f"{model.tables}-{length}"
+    (SEARCHED / f"{name}.csv").write_text(write_csv(np.array(best.factors)))
+    card = {"model": model.name, "original_length": model.window, "target_length": length, "magnitude": "su",
+            "objective": objective, "fine_tuned": False, "licence": "same as this repository"}  # fmt: skip
+    record(SEARCHED / f"{name}.json", card)
+    path = args.out or EVIDENCE / "search.json"
+    rows = json.loads(path.read_text())["result"]["runs"] if path.exists() else []
+    rows = [row for row in rows if row["length"] != length]
+    curve = list(itertools.accumulate((one.fitness for one in tried), min))
+    rows.append(
+        {"length": length, "command": provenance()["command"], "objective": objective, "before": before,
+         "after": best.fitness, "evaluations": len(tried), "seconds": seconds,
+         "factors": best.factors, "curve": curve}
+    )  # fmt: skip
+    rows.sort(key=lambda row: row["length"])
+    record(path, {"model": model.name, "runs": rows})
 
 
 def _stretched(model: Model, length: int) -> list[Seed]:
@@ -392,7 +424,14 @@ def main() -> None:
     COMMANDS[args.what](model, args)
 
 
-COMMANDS = {"search": search, "passkey": passkey, "blockwise": blockwise, "spread": spread, "perplexity": perplexity}
+COMMANDS = {
+    "search": search,
+    "ship": ship,
+    "passkey": passkey,
+    "blockwise": blockwise,
+    "spread": spread,
+    "perplexity": perplexity,
+}
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from models.errors import BadInput
 from models.longrope import evaluate, tables
 from tests.models.longrope.tiny import tiny_folder
 
@@ -82,6 +83,22 @@ def test_a_search_on_whole_prompts_starts_from_the_shorter_table(command, folder
     assert tables.searched_lengths(folder.name) == [1024, 1536]
     command("blockwise", "--lengths", 1100, 2048, "--trials", 1, "--methods", "longrope")
     assert [row["method"] for row in recorded("blockwise")["rows"]] == ["longrope", "longrope stretched"]
+
+
+def test_a_stopped_search_ships_its_best_table_so_far(command, folder, tmp_path):
+    command("search", "--whole", "--lengths", 1024, "--iterations", 0, "--prompts", 1)
+    log = tmp_path / "runs" / "longrope" / "search-1024-42.jsonl"
+    whole = recorded("search")["runs"]
+    log.write_text("".join(log.read_text().splitlines(True)[:11]))  # ten tables were tried
+    command("ship", "--whole", "--lengths", 1024, "--prompts", 1)
+    (run,) = recorded("search")["runs"]
+    assert run["evaluations"] == 10 and run["curve"] == whole[0]["curve"][:10] and run["after"] == run["curve"][-1]
+    assert run["before"] == pytest.approx(whole[0]["before"], rel=1e-2)  # the log's seeds are rounded to the grid
+    _, factors = tables.searched(folder.name, 1024, len(run["factors"]))
+    assert list(factors) == pytest.approx(run["factors"])
+    log.write_text("".join(log.read_text().splitlines(True)[:3]))
+    with pytest.raises(BadInput, match="ends before"):
+        command("ship", "--whole", "--lengths", 1024)
 
 
 @pytest.mark.parametrize("n", [5, 20, 100])
