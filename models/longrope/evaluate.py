@@ -141,8 +141,8 @@ def blockwise(model: Model, args: argparse.Namespace) -> None:
                              "tokens": prompt.length, "correct": hit, "loss": loss, "seconds": seconds})  # fmt: skip
                 found = [row for row in log.rows if all(row[k] == v for k, v in place.items())]
                 print(label, length, sum(row["correct"] for row in found), "of", len(found), flush=True)
-            result = {"model": model.name, "commands": log.commands(), **passkey_summary(log.rows)}
-            _record(args.out or EVIDENCE / "blockwise.json", result, *PLACE)
+                result = {"model": model.name, "commands": log.commands(), **passkey_summary(log.rows)}
+                _record(args.out or EVIDENCE / "blockwise.json", result, *PLACE)
 
 
 def _read_on(
