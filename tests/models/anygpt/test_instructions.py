@@ -249,7 +249,7 @@ def test_a_page_of_music_is_heard_whole_and_begun_after_captions(author, words, 
         assert any(family in str(caption).split() for family in language.FAMILIES)
         assert part.token_ids[0] == music.start
         assert (part.token_ids[-1] == music.end) is not text_first
-        assert len(part.token_ids) == (1 + instructions.BEGINNING if text_first else 102)
+        assert len(part.token_ids) - 1 in (instructions.BEGINNINGS if text_first else (101,))
 
 
 def test_batches_are_padded_with_what_is_not_learnt():
