@@ -17,7 +17,7 @@ def visitor(app_server) -> Caller:
     return Caller(app_server.url, "a-session-of-a-test")
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")  # no longer than needed: it is left with a search that nobody waits for
 def strict_server(start_server: Callable[..., object]) -> Iterator[object]:
     options = ["--demos", "longrope", "--auth", "guest:secret", "--rate-limit", str(ATTEMPTS), "--proxies", "1"]
     with start_server([sys.executable, "app.py", *options]) as server:
