@@ -130,21 +130,48 @@ def settings(result: dict[str, Any]) -> str:
 
 
 def under_load(result: dict[str, Any]) -> str:
-    """What visitors waited for, tab by tab."""
-    lines = [
-        "| tab | asked | done | queue full | errors | action | median | 95 % |",
-        "|---|---|---|---|---|---|---|---|",
+    """What visitors waited for, tab by tab, and what became of the promises."""
+    lines = [*(f"- {line}" for line in _day(result)), ""]
+    lines += [
+        "| tab | asked | done | queue full | errors | unfinished | action | median | 95 % |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     for tab, told in result["tabs"].items():
-        head = f"| {tab} | {told['asked']} | {told['done']} | {told['queue_full']} | {told['error']} |"
-        for name, action in told["actions"].items():
-            if (seconds := action["seconds"]) is not None:
-                lines.append(f"{head} {name} | {_seconds(seconds['p50'])} | {_seconds(seconds['p95'])} |")
-                head = "| | | | | |"
+        counts = (told[name] for name in ("asked", "done", "queue_full", "error", "unfinished"))
+        head = f"| {tab} | {' | '.join(map(str, counts))} |"
+        times = {name: action["seconds"] for name, action in told["actions"].items()}
         if tab == "yolov9":
-            delay = result["webcam"]["delay_s"]
-            lines.append(f"{head} webcam, a frame | {_seconds(delay['p50'])} | {_seconds(delay['p95'])} |")
+            times["webcam, a frame"] = result["webcam"]["delay_s"]
+        for name, seconds in times.items():
+            if seconds is not None:
+                lines.append(f"{head} {name} | {_seconds(seconds['p50'])} | {_seconds(seconds['p95'])} |")
+                head = "| | | | | | |"
+        if head.startswith(f"| {tab}"):
+            lines.append(f"{head} no result after the warm-up | | |")
     return "\n".join(lines)
+
+
+def _day(result: dict[str, Any]) -> list[str]:
+    """The measurement in sentences."""
+    webcam, memory, run = result["webcam"], result["memory"], result["long_run"]
+    said = [
+        f"{result['users']} visitors for {result['seconds'] / 60:g} minutes. The app used {result['app_cores']:.2f} of "
+        f"{CORES} cores, the load generator {result['load_generator_cores']:.2f}.",
+        f"Webcams: {webcam['answered']:,} of {webcam['sent']:,} frames sent were answered, "
+        f"{webcam['answers_to_an_older_frame']} of the answers were to an older frame; {webcam['dropped']:,} of "
+        f"{webcam['shots']:,} shots were dropped.",
+    ]
+    if run:
+        said.append(f"The long run read {run['tokens_read']:,} of {run['tokens']:,} tokens.")
+    beside, without = webcam.get("beside_the_long_run"), webcam.get("without_it")
+    if beside and without:
+        said.append(f"A webcam frame took {_seconds(beside['p50'])} beside the long run, {_seconds(without['p50'])} "
+                    "without it (medians).")  # fmt: skip
+    if (slope := memory["slope_mb_per_minute"]) is not None:
+        interval = f"{slope['low']:+.1f} to {slope['high']:+.1f}"
+        said.append(f"Memory: at most {memory['most_mb']:,.0f} MB; in the second half {slope['slope']:+.1f} MB a "
+                    f"minute, 95 % interval {interval}.")  # fmt: skip
+    return [*said, f"Promises that were broken: {'; '.join(result['broken']) or 'none'}."]
 
 
 def cold(result: dict[str, Any]) -> str:
@@ -165,8 +192,9 @@ def written(page: str, records: Path) -> str:
     """The page with its tables made anew from the records in a folder."""
     for name, (table, source) in TABLES.items():
         start, end = f"<!-- table: {name} -->", "<!-- end -->"
-        result = json.loads((records / f"{source}.json").read_text())["result"]
-        made = f"{start}\n{table(result)}\n{end}"
+        record = records / f"{source}.json"
+        content = table(json.loads(record.read_text())["result"]) if record.exists() else "Not recorded yet."
+        made = f"{start}\n{content}\n{end}"
         page = re.sub(f"{start}.*?{end}", lambda _, made=made: made, page, flags=re.DOTALL)
     return page
 

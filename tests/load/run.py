@@ -28,7 +28,7 @@ from tests.load.app import App, Meter, running
 from tests.load.users import TABS, THINK, Kind, Tally, crowd, tab_of
 from tests.load.visitor import LIMITS, Answer, Endpoint, Visitor, endpoints
 
-PATIENCE = 15.0  # seconds that visitors wait for their last result when all go home
+PATIENCE = 8.0  # seconds that visitors wait for their last result when all go home
 ARRIVALS = 0.08  # of the time: by then everybody is there
 WARM_UP = 0.25  # of the time
 LONG_END = 0.4

@@ -10,7 +10,6 @@ from tests.load.capacity import PAGE, RECORDS, Load, most_within, written
 def test_the_page_shows_what_was_recorded():
     page = PAGE.read_text()
     assert written(page, RECORDS) == page, "python -m tests.load.capacity"
-    assert page.count("| **") >= 8
 
 
 @pytest.mark.parametrize(("seconds", "bound", "users"), [(1.0, 10.0, 10), (3.0, 10.0, 3), (11.0, 10.0, 0)])
