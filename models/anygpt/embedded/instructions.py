@@ -54,7 +54,7 @@ LOOKING = (
 LISTENING = ("what do you hear", "describe this music", "how does this music sound")
 TO_MUSIC = ("what music goes with this picture", "play music that goes with this picture", "what could this sound like")
 TO_PICTURE = ("draw a picture that goes with this music",)
-BEGINNINGS = (2, 2, 24)  # tokens of music after a caption: the instrument, or the first beats; and room for many
+OPENING, BEATS = 2, 24  # tokens of music after a caption: what decides the instrument, the first beats
 _THING = re.compile(rf"\ban? (?:({'|'.join(COLOURS)}) )?({'|'.join(OBJECTS)})\b")
 
 
@@ -247,15 +247,18 @@ class Author:
         if kind < 0.2 and self.library.pictures:
             things = [self._thing() for _ in range(pairs)]
             return [(" " + _named("", thing), self._image(*thing)) for thing in things]
-        if kind > (0.4 if text_first else 0.8) and self.library.composed:
-            played = [self.library.music(self.random, lambda _: True, heard=not text_first) for _ in range(pairs)]
-            captions = [" " + self._wording(language.music_captions(*sound)) for sound, _ in played]
-            parts = [self._part("music", codes) for _, codes in played]
-            if text_first:
-                end = 1 + self.random.choice(BEGINNINGS)
-                parts = [Part("music", None, part.token_ids[:end]) for part in parts]
-            return list(zip(captions, parts, strict=True))
+        if kind > 0.8 and self.library.composed:
+            return self.captioned_music(pairs, None if not text_first else BEATS)
         return [self._spelled_words(heard=not text_first) for _ in range(pairs)]
+
+    def captioned_music(self, pairs: int, tokens: int | None) -> list[tuple[Piece, Part]]:
+        """Captions and music, whole as it may be heard, or as it may be composed and only the first `tokens` of it."""
+        played = [self.library.music(self.random, lambda _: True, heard=tokens is None) for _ in range(pairs)]
+        captions = [" " + self._wording(language.music_captions(*sound)) for sound, _ in played]
+        parts = [self._part("music", codes) for _, codes in played]
+        if tokens is not None:
+            parts = [Part("music", None, part.token_ids[: 1 + tokens]) for part in parts]
+        return list(zip(captions, parts, strict=True))
 
     # Pieces of them.
 

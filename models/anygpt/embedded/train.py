@@ -29,7 +29,7 @@ import torch.nn.functional as F
 from torch import Tensor, distributed, multiprocessing
 
 from models.anygpt.embedded import chat, lessons, library, lm, shipping, tier
-from models.anygpt.embedded.instructions import Author, Exchange
+from models.anygpt.embedded.instructions import OPENING, Author, Exchange
 from models.anygpt.embedded.lessons import Lesson
 from models.anygpt.embedded.network import Network
 from models.anygpt.vocabulary import Vocabulary, Words
@@ -43,7 +43,7 @@ SAVE_SECONDS = 120
 LOG_STEPS = 20
 # The beginning of music in tokens, each a loss of its own: instrument and tempo are decided there, and nearly all that
 # follows can be told from what has been played. As part of the whole they were never learnt.
-BEGINNINGS = {"music opening": 2, "music beats": 32}
+BEGINNINGS = {"music opening": OPENING, "music beats": 32}
 NEVER = 1 << 30
 # How often a kind of lesson comes, by its name in `instructions.kinds`; music is long.
 TASKS = {
@@ -65,7 +65,8 @@ class Recipe:
 
     talks: share of conversations among the lessons once they have begun, at `talks_from` of the time. chat: share of
     SmolLM2's own answers. documents, text, base: shares of the sequences that are words and media by turns, plain text,
-    and pairs in the base model's form. cooling: share of the time after which the rates fall, in a line.
+    and pairs in the base model's form. openings: share of the batches with a page of captions and how their music opens,
+    without which they are not heeded. cooling: share of the time after which the rates fall, in a line.
     """
 
     batch: int = 2
@@ -76,12 +77,13 @@ class Recipe:
     decay: float = 0.0
     clip: float = 1.0
     cooling: float = 0.92
-    documents: float = 0.6
+    documents: float = 0.4
     talks: float = 0.35
     talks_from: float = 0.2
     chat: float = 0.05
     text: float = 0.1
     base: float = 0.02
+    openings: float = 0.5
     seed: int = 0
 
 
@@ -101,6 +103,9 @@ class Curriculum:
         author = Author(self.library, self.words.vocabulary, "train", rng.randrange(2**31))
         packed = lessons.pack(self._lessons(author, rng, progress), self.begin, self.recipe.length)
         rows = [self._row(author, rng, packed) for _ in range(self.recipe.batch)]
+        if author.library.composed and rng.random() < self.recipe.openings:
+            captions = author.captioned_music(60, OPENING)
+            rows[0] = lessons.document(captions, self.words, text_first=True, length=self.recipe.length)
         return lessons.batch(rows, self.recipe.length)
 
     def _row(self, author: Author, rng: random.Random, packed: Iterator[Lesson]) -> Lesson:
@@ -112,7 +117,7 @@ class Curriculum:
             return Lesson(ids, (False, *(True,) * (len(ids) - 1)))
         form -= self.recipe.text
         if 0 <= form < self.recipe.documents and self.library.lexicon:
-            text_first = rng.random() < 0.6
+            text_first = rng.random() < 0.4
             return lessons.document(author.document(text_first), self.words, text_first, length)
         if form > 1 - self.recipe.text - self.recipe.base and len(author.ready[0]) == len(TASKS):
             pairs = (lessons.pair(*pair, self.words) for _ in range(100) for pair in author.base())

@@ -240,16 +240,16 @@ def test_a_page_has_pairs_and_what_follows_from_the_first_is_learnt(author, word
         assert codes == flat(language.plain(str(text)))
 
 
-@pytest.mark.parametrize("text_first", [True, False])
-def test_a_page_of_music_is_heard_whole_and_begun_after_captions(author, words, text_first):
-    pages = (author.document(text_first) for _ in range(200))
-    page = next(page for page in pages if page[0][1].kind == "music")
+@pytest.mark.parametrize("tokens", [None, instructions.OPENING, instructions.BEATS])
+def test_captioned_music_is_whole_or_only_begun(author, words, tokens):
     music = words.vocabulary.units("music")
-    for caption, part in page:
+    pairs = author.captioned_music(12, tokens)
+    assert len(pairs) == 12
+    for caption, part in pairs:
         assert any(family in str(caption).split() for family in language.FAMILIES)
         assert part.token_ids[0] == music.start
-        assert (part.token_ids[-1] == music.end) is not text_first
-        assert len(part.token_ids) - 1 in (instructions.BEGINNINGS if text_first else (101,))
+        assert (part.token_ids[-1] == music.end) is (tokens is None)
+        assert len(part.token_ids) == (102 if tokens is None else 1 + tokens)
 
 
 def test_batches_are_padded_with_what_is_not_learnt():
