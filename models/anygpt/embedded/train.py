@@ -65,7 +65,7 @@ class Recipe:
 
     talks: share of conversations among the lessons once they have begun, at `talks_from` of the time. chat: share of
     SmolLM2's own answers. documents, text, base: shares of the sequences that are words and media by turns, plain text,
-    and pairs in the base model's form. openings: share of the batches with a page of captions and how their music opens,
+    and pairs in the base model's form. openings: share of batches with a page of captions and how their music opens,
     without which they are not heeded. cooling: share of the time after which the rates fall, in a line.
     """
 
