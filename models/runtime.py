@@ -183,9 +183,7 @@ class Handle(Generic[M]):
             del loaded  # or this frame would keep the model alive after an unload
             self._runtime._release(self)
 
-    def run(
-        self, work: Callable[[M, Report], T], report: Report | None = None, progress: Progress | None = None
-    ) -> T:
+    def run(self, work: Callable[[M, Report], T], report: Report | None = None, progress: Progress | None = None) -> T:
         """Does the work in this thread; see `ModelHandle.run`."""
         with self.use(progress) as model:
             return work(model, report or _unheard)
