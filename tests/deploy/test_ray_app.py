@@ -40,6 +40,7 @@ def url() -> Iterator[str]:
     patch.setenv("OMP_NUM_THREADS", "1")  # the same sums here and there
     patch.setenv("RAY_worker_niceness", "0")  # Ray would have its workers wait for all others
     patch.setattr("ray.serve._private.api.HTTP_PROXY_TIMEOUT", PATIENCE)
+    others = set(psutil.Process().children(recursive=True))  # other tests' servers and browsers
     port = free_port()
     options = suite.parse_options(["--demos", "yolov9,pdiff", "--port", str(port)])
     ray.init(
@@ -50,7 +51,8 @@ def url() -> Iterator[str]:
         serve.run(ray_app.build(options, {"yolov9": {"num_replicas": 2}}))
         yield f"http://127.0.0.1:{port}"
     finally:
-        started = {process: process.name() for process in psutil.Process().children(recursive=True)}
+        children = set(psutil.Process().children(recursive=True)) - others
+        started = {process: process.name() for process in children}
         serve.shutdown()
         ray.shutdown()
         patch.undo()
