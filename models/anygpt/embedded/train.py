@@ -175,8 +175,8 @@ def losses(network: Network, vocabulary: Vocabulary, ids: Tensor, learn: Tensor)
         count(name, each[medium[inside] == number])
     if "music" in vocabulary.media:
         since = tokens_since(ids, vocabulary.units("music").start)[:, 1:].flatten()[inside]
-        for name, tokens in BEGINNINGS.items():
-            count(name, each[(since > 0) & (since <= tokens)])
+        for beginning, tokens in BEGINNINGS.items():
+            count(beginning, each[(since > 0) & (since <= tokens)])
     return torch.stack(means).mean(), found
 
 
