@@ -1,4 +1,8 @@
-"""Jobs as tasks of a real Ray: the results of this process, and a worker that dies in the middle."""
+"""Jobs as tasks of a real Ray: the results of this process, and a worker that dies in the middle.
+
+Asked for with LIVE_PAPERS_RAY_TASKS=1: after workers were killed and jobs cancelled, Ray 2.60.0 can end the process that
+asked ("Tried to complete task that was not pending"), and with it every test that was to follow.
+"""
 
 from __future__ import annotations
 
@@ -30,6 +34,9 @@ from tests.one_thread import one_thread
 __all__ = ["one_thread"]
 
 pytest.importorskip("ray")
+pytestmark = pytest.mark.skipif(
+    os.environ.get("LIVE_PAPERS_RAY_TASKS") != "1", reason="asked for with LIVE_PAPERS_RAY_TASKS=1"
+)
 ROOT = Path(__file__).resolve().parents[2]
 
 
