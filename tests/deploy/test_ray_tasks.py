@@ -1,7 +1,7 @@
 """Jobs as tasks of a real Ray: the results of this process, and a worker that dies in the middle.
 
-Asked for with LIVE_PAPERS_RAY_TASKS=1: after workers were killed and jobs cancelled, Ray 2.60.0 can end the process that
-asked ("Tried to complete task that was not pending"), and with it every test that was to follow.
+Asked for with LIVE_PAPERS_RAY_TASKS=1: after workers were killed and jobs cancelled, Ray 2.60.0 can end the process
+that asked ("Tried to complete task that was not pending"), and with it every test that was to follow.
 """
 
 from __future__ import annotations
