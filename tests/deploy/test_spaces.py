@@ -73,7 +73,8 @@ class TestFiles:
         provides = {"PIL": "pillow", "cv2": "opencv-python", "yaml": "pyyaml", "httpx2": "huggingface_hub",
                     "starlette": "gradio", "gradio_client": "gradio"}  # fmt: skip
         ours = {"app", "demos", "models", "deploy", "tests"}
-        for path in [ROOT / "app.py", *files("demos"), *files("deploy")]:
+        with_ray = {ROOT / "deploy" / name for name in ("ray_app.py", "remote.py")}  # requirements-ray.txt
+        for path in {ROOT / "app.py", *files("demos"), *files("deploy")} - with_ray:
             for name in imports(path, at_import_only=True) - ours - set(sys.stdlib_module_names):
                 assert provides.get(name, name) in pins, (path, name)
 
