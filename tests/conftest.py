@@ -7,10 +7,11 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 import psutil
 import pytest
@@ -33,38 +34,50 @@ class Server:
         return sum(each.memory_info().rss for each in [parent, *parent.children(recursive=True)])
 
 
+@contextmanager
+def serving(
+    command: Sequence[str],
+    folder: Path,
+    page_timeout: float = 120.0,
+    variables: Mapping[str, str] = MappingProxyType({}),
+) -> Iterator[Server]:
+    """Runs `command + ["--port", N]` until the block ends.
+
+    folder: for its log and its temporary files. variables: of the environment, besides those of this process.
+    """
+    port = free_port()
+    url = f"http://127.0.0.1:{port}"
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("LIVE_PAPERS_")}
+    environment |= {"TMPDIR": str(folder), "PYTHONUNBUFFERED": "1"}
+    environment.pop("PYTHONDONTWRITEBYTECODE", None)  # a user's second start finds byte code, and so do these
+    log = folder / "log.txt"
+    with open(log, "wb") as output:
+        started = time.perf_counter()
+        process = subprocess.Popen(
+            [*command, "--port", str(port)],
+            cwd=ROOT,
+            env={**environment, **variables},
+            stdout=output,
+            stderr=subprocess.STDOUT,
+        )
+    try:
+        _wait_for_page(url, process, log, started + page_timeout)
+        yield Server(url, process, log, time.perf_counter() - started)
+    finally:
+        process.terminate()
+        try:
+            process.wait(timeout=20)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
 @pytest.fixture(scope="session")
 def start_server(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., object]:
-    """`with start_server(command) as server`: runs `command + ["--port", N]` until the block ends."""
+    """`with start_server(command) as server`: see `serving`."""
 
-    @contextmanager
-    def start(command: Sequence[str], page_timeout: float = 120.0) -> Iterator[Server]:
-        folder = tmp_path_factory.mktemp("server")
-        port = free_port()
-        url = f"http://127.0.0.1:{port}"
-        environment = {k: v for k, v in os.environ.items() if not k.startswith("LIVE_PAPERS_")}
-        environment |= {"TMPDIR": str(folder), "PYTHONUNBUFFERED": "1"}
-        environment.pop("PYTHONDONTWRITEBYTECODE", None)  # a user's second start finds byte code, and so do these
-        log = folder / "log.txt"
-        with open(log, "wb") as output:
-            started = time.perf_counter()
-            process = subprocess.Popen(
-                [*command, "--port", str(port)],
-                cwd=ROOT,
-                env=environment,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-            )
-        try:
-            _wait_for_page(url, process, log, started + page_timeout)
-            yield Server(url, process, log, time.perf_counter() - started)
-        finally:
-            process.terminate()
-            try:
-                process.wait(timeout=20)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
+    def start(command: Sequence[str], page_timeout: float = 120.0) -> AbstractContextManager[Server]:
+        return serving(command, tmp_path_factory.mktemp("server"), page_timeout)
 
     return start
 

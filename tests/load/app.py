@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import os
-import subprocess
 import sys
 import tempfile
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -18,10 +15,7 @@ from types import MappingProxyType
 
 import psutil
 
-from tests.conftest import free_port
-
-ROOT = Path(__file__).resolve().parent.parent.parent
-PAGE_SECONDS = 120
+from tests.conftest import serving
 
 
 @dataclass(frozen=True)
@@ -40,37 +34,12 @@ def running(environment: Mapping[str, str] = MappingProxyType({})) -> Iterator[A
 
     environment: variables besides those of this process.
     """
-    with tempfile.TemporaryDirectory(prefix="load-") as folder:
-        url = f"http://127.0.0.1:{(port := free_port())}"
-        inherited = {k: v for k, v in os.environ.items() if not k.startswith("LIVE_PAPERS_")}
-        variables = {**inherited, "TMPDIR": folder, "PYTHONUNBUFFERED": "1", **environment}
-        command = [sys.executable, "app.py", "--port", str(port), "--proxies", "1"]
-        log = Path(folder) / "log.txt"
-        started = time.perf_counter()
-        with open(log, "wb") as output:
-            process = subprocess.Popen(command, cwd=ROOT, env=variables, stdout=output, stderr=subprocess.STDOUT)
-        try:
-            _wait_for_page(url, process, log)
-            yield App(url, psutil.Process(process.pid), log, time.perf_counter() - started)
-        finally:
-            process.terminate()
-            try:
-                process.wait(timeout=30)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
-
-
-def _wait_for_page(url: str, process: subprocess.Popen, log: Path) -> None:
-    deadline = time.monotonic() + PAGE_SECONDS
-    while time.monotonic() < deadline and process.poll() is None:
-        try:
-            with urllib.request.urlopen(url, timeout=30) as page:
-                page.read()
-                return
-        except (urllib.error.URLError, ConnectionError, TimeoutError):
-            time.sleep(0.02)
-    raise RuntimeError(f"There is no page at {url}. The app's log:\n{log.read_text(errors='replace')[-4000:]}")
+    command = [sys.executable, "app.py", "--proxies", "1"]
+    with (
+        tempfile.TemporaryDirectory(prefix="load-") as folder,
+        serving(command, Path(folder), variables=environment) as server,
+    ):
+        yield App(server.url, psutil.Process(server.process.pid), server.log, server.seconds_to_page)
 
 
 @dataclass
