@@ -248,7 +248,7 @@ class Author:
             things = [self._thing() for _ in range(pairs)]
             return [(" " + _named("", thing), self._image(*thing)) for thing in things]
         if kind > 0.8 and self.library.composed:
-            return self.captioned_music(pairs, None if not text_first else BEATS)
+            return self.captioned_music(pairs, BEATS if text_first else None)
         return [self._spelled_words(heard=not text_first) for _ in range(pairs)]
 
     def captioned_music(self, pairs: int, tokens: int | None) -> list[tuple[Piece, Part]]:
