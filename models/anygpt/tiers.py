@@ -81,6 +81,6 @@ def _embedded(report: Progress, device: Device) -> LoadedModel[AnyGPT]:
     memory = sum(parameter.nbytes for parameter in network.parameters()) * 3 // 2  # half as much again for 8-bit copies
     facts = ModelInfo(
         "embedded", found.path.name, found.licence, found.trained_on, network.num_parameters(),
-        memory, "cpu", "bfloat16 and int8",
+        memory, "cpu", f"{str(network.dtype).removeprefix('torch.')} and int8",
     )  # fmt: skip
     return LoadedModel(model, facts)

@@ -27,6 +27,7 @@ from diffusers.utils import BaseOutput
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from models.runtime import mixed_precision
 from models.sdxl_lightning.basis import FACTOR, LATENT_CHANNELS, Basis, to_tensor
 from models.sdxl_lightning.data import SIDE, drawn
 from models.sdxl_lightning.recipe import RUNS, Run, rate_at
@@ -163,7 +164,7 @@ def train(
             group["lr"] = rate_at(rate, step, steps)
         x = to_tensor(crops(shown, side, batch, np.random.default_rng(step)))
         z = vae.encode(x).latents
-        with torch.autocast("cpu", torch.bfloat16):
+        with mixed_precision("cpu"):
             given = z + NOISE * torch.rand(len(z), 1, 1, 1) * torch.randn_like(z)
             residual = vae.residual(given)
         out = vae.basis.decode(given) + residual.float()

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.parametrizations import spectral_norm
 
+from models.runtime import mixed_precision
 from models.sdxl_lightning.network import told
 
 
@@ -73,7 +74,7 @@ class Discriminator(nn.Module):
 
     def forward(self, landed: Tensor, landed_t: Tensor, words: Tensor, x: Tensor, t: Tensor) -> Tensor:
         """landed, x: latents at times landed_t, t (B,); a clean picture's time is 0."""
-        with torch.autocast(x.device.type, torch.bfloat16):
+        with mixed_precision(x.device.type):
             features = self.backbone(landed, landed_t.clamp(min=0), words)
             if self.pairs:
                 features = torch.cat([self.backbone(x, t, words), features], dim=1)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from models.runtime import mixed_precision
 from models.sdxl_lightning.network import told
 from models.sdxl_lightning.schedule import Schedule, trailing
 
@@ -26,7 +27,7 @@ def estimate(
         x: (B, 16, 16, 16) at times t (B,). words: (B, L, 384), or for SDXL as `network.pack` has them.
         empty: (L, 384) states of no words, for guidance with `scale`; None without guidance.
     """
-    with torch.autocast(x.device.type, torch.bfloat16):
+    with mixed_precision(x.device.type):
         if empty is None:
             states, added = told(network, words)
             out = network(x, t, states, **added).sample.float()

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from models.runtime import mixed_precision
 from models.sdxl_lightning.autoencoder import PatchAutoencoder
 from models.sdxl_lightning.basis import BASIS, Basis, to_tensor
 from models.sdxl_lightning.data import KINDS, Scene, Scenes, drawn, phrased
@@ -79,7 +80,7 @@ def build(pairs: int, vae: Path | None) -> Pool:
     captions = [phrased(scene.caption, rng) for scene in chosen for _ in range(PHRASINGS)]
     distinct = sorted(set(captions))
     place = {caption: i for i, caption in enumerate(distinct)}
-    with torch.autocast("cpu", torch.bfloat16):
+    with mixed_precision("cpu"):
         told = states(distinct, words, encoder).half()
     print(len(distinct), "captions", flush=True)
     counts = {kind: sum(scene.kind == kind for scene in chosen) for kind in KINDS}

@@ -27,6 +27,7 @@ import torch
 from torch import nn
 
 from models.errors import BadInput
+from models.runtime import mixed_precision
 from models.sdxl_lightning import consistency, turbo
 from models.sdxl_lightning.autoencoder import PatchAutoencoder
 from models.sdxl_lightning.distil import (
@@ -123,7 +124,7 @@ def train_turbo(folder: Path, shipped: Path, steps: int) -> None:
 
     def seen(latents: torch.Tensor) -> list[torch.Tensor]:
         """What the frozen features say of latents' pictures."""
-        with torch.autocast("cpu", torch.bfloat16):
+        with mixed_precision("cpu"):
             maps = features(vae.decode(latents, return_dict=False)[0])
         return [x.float() for x in maps]
 

@@ -21,6 +21,7 @@ from diffusers import EulerDiscreteScheduler
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from models.runtime import mixed_precision
 from models.sdxl_lightning.network import build_unet, read_unet
 from models.sdxl_lightning.pool import Pool
 from models.sdxl_lightning.preview import Preview
@@ -40,7 +41,7 @@ def loss_of(network: nn.Module, schedule: Schedule, clean: Tensor, words: Tensor
     t = torch.randint(0, LAST + 1, (count,))
     t[torch.rand(count) < AT_LAST] = LAST
     noise = torch.randn_like(clean)
-    with torch.autocast("cpu", torch.bfloat16):
+    with mixed_precision("cpu"):
         v = network(schedule.shown(clean, noise, t), t, words).sample.float()
     error = F.mse_loss(v, schedule.v(clean, noise, t), reduction="none").mean((1, 2, 3))
     return (error * (GAMMA / schedule.snr(t)).clamp(max=1)).mean()

@@ -26,12 +26,13 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 
 from models.errors import BadInput
+from models.runtime import mixed_precision
 from models.yolov9 import art
 from models.yolov9.blocks import DFL
 from models.yolov9.classes import COCO_NAMES
 from models.yolov9.crops import Crops
 from models.yolov9.network import DualDetect, Network, build
-from models.yolov9.train import Average, Recipe, make_optimiser, mixed_precision, set_rates
+from models.yolov9.train import Average, Recipe, make_optimiser, set_rates
 
 CLASSES = len(COCO_NAMES)
 HALF_WIDTH = 2.5  # cells from an object's middle to its sides, about

@@ -27,7 +27,7 @@ from torch.utils.data import DataLoader
 
 from models import weights
 from models.errors import BadInput
-from models.runtime import choose_device
+from models.runtime import mixed_precision
 from models.yolov9 import art
 from models.yolov9.checkpoint import to_inference
 from models.yolov9.compose import Composer
@@ -254,11 +254,6 @@ def _step(net: Network, images: Tensor, targets: Tensor) -> Losses:
         outputs = net(images)
     assert not isinstance(outputs, Tensor)
     return detection_loss(outputs, targets)
-
-
-def mixed_precision(device: str) -> torch.autocast:
-    """bfloat16 autocast where the hardware computes in it; CPUs without it would emulate, ten times slower."""
-    return torch.autocast(device, torch.bfloat16, enabled=choose_device(device).native_bf16)
 
 
 def _resumed(data: Batches, start: int, total: int) -> Iterator[tuple[int, tuple[Tensor, Tensor]]]:

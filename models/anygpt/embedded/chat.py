@@ -38,7 +38,7 @@ def questions(count: int, seed: int) -> list[str]:
 def answers(asked: list[str], seed: int) -> Iterator[tuple[str, str]]:
     """(question, answer): SmolLM2's own chat form, sampled; an answer that gets too long ends with a sentence."""
     lines = lm.words()
-    model = lean.quantised(lm.plain().bfloat16())
+    model = lean.quantised(lm.quick(lm.plain()))
     table = lines.tokenizer.get_vocab()
     start, end = table["<|im_start|>"], table["<|im_end|>"]
     stop = [end, table["<|endoftext|>"]]

@@ -50,6 +50,7 @@ from models.anygpt.embedded.image_data import HELD_OUT_VENDOR, VENDORS, Drawings
 from models.anygpt.embedded.language import COLOURS, OBJECTS, a
 from models.anygpt.embedded.layout import IMAGE_CODES, LAYOUT
 from models.anygpt.embedded.shipping import ASSETS, ship
+from models.runtime import mixed_precision
 
 RUNS = Path("runs/anygpt/image")
 STATE = RUNS / "state.pt"
@@ -178,7 +179,7 @@ def names(run: Run, minutes: float) -> None:
 
     def step(_: float) -> dict[str, Tensor]:
         things, emoji = _batch(run, *NAMING)[1:]
-        with torch.autocast("cpu", torch.bfloat16):
+        with mixed_precision("cpu"):
             seen = run.codec.encoder.features(_channels_last(torch.cat([things[0], emoji[0]]))).mean(1)
         known, other = seen.float().split((len(things[0]), len(emoji[0])))
         return {
@@ -199,7 +200,7 @@ def codes(run: Run, minutes: float) -> None:
 
     def step(progress: float) -> dict[str, Tensor]:
         chosen, things, emoji = _batch(run, *CODING)
-        with torch.autocast("cpu", torch.bfloat16):
+        with mixed_precision("cpu"):
             features = encoder.features(_channels_last(torch.cat([things[0], emoji[0]])))
         features = features.float()
         vectors = F.normalize(encoder.project(features[: len(chosen)]), dim=-1)
@@ -207,7 +208,7 @@ def codes(run: Run, minutes: float) -> None:
         quantised = codec.codebook[index]
         _follow(codec.codebook, heads.uses, vectors.detach(), index, replace=progress < SETTLED)
         through = vectors + (quantised - vectors).detach()
-        with torch.autocast("cpu", torch.bfloat16):
+        with mixed_precision("cpu"):
             drawn = heads.sketch(through)
         wanted = targets[chosen].float() / 127.5 - 1
         each = torch.einsum("bpc,pct->bpt", through, heads.thing_of_each) * 4

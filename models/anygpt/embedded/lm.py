@@ -21,6 +21,7 @@ from models.anygpt.vocabulary import Vocabulary, Words, extend
 from models.errors import WeightsCorrupt
 from models.longrope import gguf, tokenizer
 from models.longrope.network import LlamaConfig, prepare
+from models.runtime import choose_device
 from models.weights import read_safetensors, resolve, write_safetensors
 
 if TYPE_CHECKING:
@@ -46,6 +47,16 @@ MATRICES = {
 }
 
 
+def fast() -> torch.dtype:
+    """The dtype of matrix products on this CPU: bfloat16 where it computes in it, else float32."""
+    return torch.bfloat16 if choose_device("cpu").native_bf16 else torch.float32
+
+
+def quick(model: LlamaForCausalLM) -> LlamaForCausalLM:
+    """The model of `load` or `plain` in the numbers of `fast`."""
+    return model.bfloat16() if fast() == torch.bfloat16 else model
+
+
 @cache
 def words() -> Words:
     """SmolLM2's own tokenizer with the new tokens behind its 49 152. It begins a stream with nothing."""
@@ -56,12 +67,12 @@ def words() -> Words:
     return Words(text, extend(text, layout=LAYOUT))
 
 
-def begin(dtype: torch.dtype = torch.bfloat16, rank: int = RANK, seed: int = SEED) -> Network:
-    """The network before training: SmolLM2, adapters that change nothing, and new rows."""
+def begin(dtype: torch.dtype | None = None, rank: int = RANK, seed: int = SEED) -> Network:
+    """The network before training: SmolLM2, adapters that change nothing, and new rows. dtype: `fast` if None."""
     config, tensors = gguf.read_llama(_package())
     rows = first_rows(tensors[EMBEDDING], words().vocabulary, seed)
     _as_letters(rows, tensors[EMBEDDING], seed)
-    return Network(config, prepare(config, tensors, dtype), rows, rank, seed)
+    return Network(config, prepare(config, tensors, dtype or fast()), rows, rank, seed)
 
 
 def first_rows(embedding: Tensor, vocabulary: Vocabulary, seed: int) -> Tensor:

@@ -43,6 +43,7 @@ from models.anygpt.embedded.music_codec import (
     spectra,
 )
 from models.records import record
+from models.runtime import mixed_precision
 
 logger = logging.getLogger(__name__)
 FOLDER = Path("runs/anygpt/music")
@@ -199,7 +200,7 @@ def train(minutes: float, recipe: Recipe, seed: int = 0) -> None:
     pool: deque[Tensor] = deque(maxlen=40)
     for share in _clock(minutes, progress, optimiser, recipe):
         found, held, onset, family = _drawn(data, recipe)
-        with torch.autocast("cpu", torch.bfloat16):
+        with mixed_precision("cpu"):
             latent = codec.latent(found).float()
             if not averages.started:
                 pool.append(latent.detach().flatten(0, 1))
@@ -254,7 +255,7 @@ def refine(minutes: float, recipe: Recipe, seed: int = 1) -> None:
             wrong = torch.rand(codes.shape) < recipe.wrong
             codes = torch.where(wrong, torch.randint(SIZE, codes.shape), codes)
             vectors = codec.quantiser.vectors(codes)
-        with torch.autocast("cpu", torch.bfloat16):
+        with mixed_precision("cpu"):
             losses = _losses(codec, helpers, vectors, found, held, onset)
         _step(_total(losses, recipe), optimiser, codec, helpers)
         if progress.steps % 100 == 0:

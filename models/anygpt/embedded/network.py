@@ -1,4 +1,4 @@
-"""SmolLM2 as it is trained here: its own weights frozen in bfloat16, low-rank adapters and the new rows in float32.
+"""SmolLM2 as it is trained here: its own weights frozen, low-rank adapters and the new rows in float32.
 
 The adapters are LoRA's (arXiv 2106.09685), one a matrix, with queries, keys and values as one matrix and gate and up
 as another. The head is tied: a new row is learnt as what is read and as what is written.

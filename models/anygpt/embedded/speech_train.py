@@ -39,6 +39,7 @@ from models.anygpt.embedded.speech_judge import distance
 from models.anygpt.embedded.speech_mouth import Frames, Mouth
 from models.anygpt.embedded.speech_source import BINS, HOP, VOICED
 from models.records import record
+from models.runtime import mixed_precision
 from models.weights import ASSETS
 
 OUT = Path("runs/anygpt/speech")
@@ -95,7 +96,7 @@ def train_tokens(out: Path, minutes: float, seed: int = 0, batch: int = 16, rate
         spoiled = [speech_data.spoil(store.samples(u), rng) for u in utterances]
         samples = _padded([clip.samples for clip in spoiled])
         ear.adaptor.train()
-        with torch.autocast("cpu", torch.bfloat16):
+        with mixed_precision("cpu"):
             with torch.no_grad():
                 seen = features(ear.whisper, log_mel(samples))
             scores = ear.adaptor(seen).float()
@@ -159,7 +160,7 @@ def _code_lines(task: tuple[Path, int]) -> list[dict]:
         }  # fmt: skip
 
     def heard(noise: bool) -> dict:
-        with torch.autocast("cpu", torch.bfloat16):
+        with mixed_precision("cpu"):
             codes, _ = merged(ear.path(speech_data.spoil(samples, rng).samples if noise else samples))
         return line("in", codes.tolist(), noise)
 
@@ -186,7 +187,7 @@ def train_acoustic(out: Path, minutes: float, seed: int = 0, batch: int = 16, ra
     for step, part in _until(minutes):
         _set_rate(optimiser, rate, step, part)
         codes, counts, frames = spoken.batch(rng, batch)
-        with torch.autocast("cpu", torch.bfloat16):
+        with mixed_precision("cpu"):
             known = mouth.read(codes, (counts > 0)[..., None])
             made = mouth.frames(known, counts)
             durations = mouth.durations(known).float()
@@ -263,7 +264,7 @@ def _own_sentence(task: tuple[Path, int]) -> tuple[np.ndarray, np.ndarray, np.nd
     store, ear = _hearing(out)
     utterance = store.utterances[number]
     codes = [SILENCE, *pronounced(utterance), SILENCE]
-    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+    with torch.inference_mode(), mixed_precision("cpu"):
         scores = ear(torch.from_numpy(store.samples(utterance))[None])[0].float().numpy()
     frames = speech_data.own_targets(utterance.text)
     path = np.arange(len(codes)).repeat(speech_align.best_alignment(scores, codes))

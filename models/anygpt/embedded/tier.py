@@ -36,13 +36,13 @@ def source(name: str) -> Source:
 def assemble(folder: Path, device: Device) -> tuple[AnyGPT, Any]:
     """The model of a folder with lm.safetensors and the codecs that are there, and the network behind it.
 
-    Everything runs on the CPU whatever the device: it is small, and its 8-bit matrices are the CPU's. They are fast
-    with bfloat16 only.
+    Everything runs on the CPU whatever the device: it is small, and its 8-bit matrices are the CPU's. Prompts are read
+    in bfloat16 where the CPU computes in it.
 
     Raises:
         WeightsNotFound: no language model, or no package with SmolLM2. WeightsCorrupt: another model's weights.
     """
-    network = lm.load(folder / lm.FILE).bfloat16()
+    network = lm.quick(lm.load(folder / lm.FILE))
     return AnyGPT(lean.quantised(network, WINDOW), lm.words(), codecs(folder), RULES, SETTINGS), network
 
 
