@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from demos.registry import DEMOS, AppOptions, Demo, Language, Tier
 from deploy import spaces
+from models.heap import share_heaps
 
 if TYPE_CHECKING:
     import gradio as gr
@@ -25,12 +26,17 @@ if TYPE_CHECKING:
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
 
 MAX_UPLOAD = "200mb"
+# A tenth of the default: whoever waits for the interpreter between two small products, as all tabs do when many are in
+# use, waits for a slice of each of the others.
+SWITCH_SECONDS = 0.0005
 Choice = TypeVar("Choice", bound=str)
 
 
 def main() -> None:
     # What is imported and built here stays: looking for garbage in it would take a tenth of the start.
     gc.disable()
+    sys.setswitchinterval(SWITCH_SECONDS)
+    share_heaps()
     options = parse_options()
     prepare_process(options)
     signal.signal(signal.SIGTERM, _exit)  # or `kill` would leave the folder for uploads behind

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import partial
@@ -36,6 +37,7 @@ EMBEDDED_BYTES, OFFICIAL_BYTES = 60_000_000, {"t": 60e6, "s": 110e6, "m": 220e6,
 FORMATS = ("JSON", "CSV", "COCO", "YOLO")
 SUFFIX = {"JSON": ".json", "CSV": ".csv", "COCO": ".json", "YOLO": ".txt"}
 PREVIEW_SECONDS = 0.5
+LOADING_SECONDS = 10.0  # Gradio ends a stream, without a word, whose first answer takes 30
 # One group for the long jobs, so that a video cannot starve the webcams.
 JOBS: dict[str, Any] = {"concurrency_id": "yolov9", "concurrency_limit": 2}
 
@@ -201,6 +203,8 @@ def _webcam_tab(handles: dict[str, ModelHandle], settings: list[gr.components.Co
             return None, None
         stream = stream or Stream()
         chosen = Settings.of(handles, values)
+        if not _loaded_soon(handles[chosen.weights]):
+            return None, stream
         found = chosen.detect(handles[chosen.weights], frame)
         if chosen.track:
             stream.tracker = stream.tracker or _new_tracker()
@@ -220,6 +224,24 @@ def _webcam_tab(handles: dict[str, ModelHandle], settings: list[gr.components.Co
         concurrency_limit=16,
         show_progress="hidden",
     )
+
+
+def _loaded_soon(handle: ModelHandle) -> bool:
+    """Whether the model is there, or is within `LOADING_SECONDS`; if not, it goes on loading."""
+    if handle.status().state == "ready":
+        return True
+    loading = ThreadPoolExecutor(1)
+    loaded = loading.submit(handle.run, _nothing)
+    loading.shutdown(wait=False)
+    try:
+        loaded.result(LOADING_SECONDS)
+    except TimeoutError:
+        return False
+    return True
+
+
+def _nothing(detector: Detector, report: Report) -> None:
+    """Work that only has the model loaded."""
 
 
 def _new_tracker(rate: float = 30.0) -> Tracker:

@@ -29,6 +29,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, Literal, Protocol, TypeVar
 
 from models.errors import LoadFailed, OutOfMemory, UnsupportedDevice, UserError, is_out_of_memory
+from models.heap import give_back
 
 if TYPE_CHECKING:
     import torch
@@ -181,6 +182,7 @@ class Handle(Generic[M]):
         Raises `UserError`: what the loader raised, `OutOfMemory`, or `LoadFailed` for anything unexpected.
         """
         loaded = self._runtime._acquire(self, progress)
+        self._runtime._share_processor()
         try:
             yield loaded.model
         finally:
@@ -189,8 +191,14 @@ class Handle(Generic[M]):
 
     def run(self, work: Callable[[M, Report], T], report: Report | None = None, progress: Progress | None = None) -> T:
         """Does the work in this thread; see `ModelHandle.run`."""
+        heard = report or _unheard
+
+        def shared(*said: Any) -> None:
+            self._runtime._share_processor(more=False)
+            heard(*said)
+
         with self.use(progress) as model:
-            return work(model, report or _unheard)
+            return work(model, shared)
 
     def status(self) -> Status:
         """A snapshot; never waits for a load."""
@@ -237,6 +245,7 @@ class Runtime:
         self._clock = clock
         self._closed = threading.Event()
         self._idle_thread: threading.Thread | None = None
+        self._threads: int | None = None  # of the processor that PyTorch takes for one caller, at first
 
     def register(self, name: str, loader: Loader[M], *, estimate_bytes: int, description: str = "") -> Handle[M]:
         """Makes the handle of a model; loads nothing.
@@ -316,6 +325,23 @@ class Runtime:
             self._changed.notify_all()
         if self._closed.is_set():
             self._unload([handle])
+
+    def _share_processor(self, more: bool = True) -> None:
+        """Gives this thread's products as many processor threads as are its share among all who use a model now.
+
+        Threads of one product wait for one another, so with more of them than cores a model of many small products,
+        such as AnyGPT's, comes to a stand beside long runs. more: False only takes threads away, for work that has
+        chosen fewer by itself.
+        """
+        torch = sys.modules.get("torch")
+        if torch is None:  # the model is a server
+            return
+        with self._changed:
+            if self._threads is None:
+                self._threads = torch.get_num_threads()
+            share = max(self._threads // max(sum(handle._users for handle in self._handles.values()), 1), 1)
+        if share < torch.get_num_threads() or (more and share > torch.get_num_threads()):
+            torch.set_num_threads(share)
 
     def _wait_for(self, load: _Load, progress: Progress | None) -> None:
         """Waits until the load is over and hands its progress on, outside the lock."""
@@ -433,6 +459,7 @@ class Runtime:
         assert self._idle_seconds is not None
         while not self._closed.wait(min(self._idle_seconds / 4, 30.0)):
             self.unload_idle()
+            give_back()
 
     def _memory_limit(self) -> int:
         if self._limit is None:
@@ -556,6 +583,7 @@ def _free_memory() -> None:
     torch = sys.modules.get("torch")  # never the first to import it
     if torch is not None and torch.cuda.is_initialized():
         torch.cuda.empty_cache()
+    give_back()
 
 
 def _unheard(event: Any) -> None:

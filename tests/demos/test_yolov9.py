@@ -1,6 +1,7 @@
 """The YOLOv9 tab over its API, as a script or another server would use it."""
 
 import json
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -8,7 +9,10 @@ import pytest
 from gradio_client import Client, handle_file
 from gradio_client.exceptions import AppError
 
+from demos import yolov9
 from demos.yolov9_evidence import verdict
+from models.errors import BadInput
+from models.runtime import Runtime
 
 ASSETS = Path(__file__).resolve().parent.parent.parent / "assets" / "yolov9"
 BUS = handle_file(ASSETS / "cards" / "bus.png")
@@ -18,6 +22,24 @@ SETTINGS = ("t", 0.25, 0.45, 128, [], False, 100, False, True)
 @pytest.fixture(scope="module")
 def client(app_server):
     return Client(app_server.url, verbose=False)
+
+
+def test_a_webcam_gets_answers_while_the_model_loads(monkeypatch):
+    """Gradio would end a stream whose first answer takes too long."""
+    monkeypatch.setattr(yolov9, "LOADING_SECONDS", 0.05)
+    go_on, runtime = threading.Event(), Runtime(idle_seconds=None)
+
+    def load(report, device):
+        assert go_on.wait(60)
+        raise BadInput("The file is damaged.")
+
+    handle = runtime.register("model", load, estimate_bytes=1)
+    assert not yolov9._loaded_soon(handle) and handle.status().state == "loading"
+    go_on.set()
+    monkeypatch.setattr(yolov9, "LOADING_SECONDS", 60.0)
+    with pytest.raises(BadInput):
+        yolov9._loaded_soon(handle)
+    runtime.close()
 
 
 def settings(**changes):

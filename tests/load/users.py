@@ -139,8 +139,9 @@ def camera(number: int) -> tuple[Any, tuple[int, int]]:
     return _CAMERA[number % len(_CAMERA)]
 
 
-def answered_size(data: Any) -> tuple[int, int]:
-    return data[0]["width"], data[0]["height"]
+def answered_size(data: Any) -> tuple[int, int] | None:
+    """None while the model loads."""
+    return (data[0]["width"], data[0]["height"]) if data[0] else None
 
 
 async def webcam(visitor: Visitor, tally: Tally, chance: random.Random) -> None:

@@ -175,7 +175,8 @@ class Visitor:
     ) -> Answer:  # fmt: skip
         """A camera that is on for so many seconds, or until `stop`. A shot is sent if the one before was answered.
 
-        camera: of the shot with that number, the input's value and its mark. shot_of: the mark in an answer's data.
+        camera: of the shot with that number, the input's value and its mark. shot_of: the mark in an answer's data,
+        None if it answers none.
         shots: counts are added there. clock: `time.monotonic()` of second 0.
         """
         endpoint = self.known[name]
@@ -204,7 +205,7 @@ class Visitor:
                         now = time.monotonic()
                         first = first or now - started
                         shots.answered += 1
-                        shots.stale += shot_of(message["output"]["data"]) != mark
+                        shots.stale += shot_of(message["output"]["data"]) not in (mark, None)
                         shots.delays.append((now - clock, now - sent))
                         pending = False
 

@@ -410,6 +410,46 @@ class TestDevice:
             pass
 
 
+class TestProcessor:
+    @pytest.fixture(autouse=True)
+    def four_threads(self):
+        before = torch.get_num_threads()
+        torch.set_num_threads(4)
+        yield
+        torch.set_num_threads(before)
+
+    def test_users_share_the_threads(self, make_runtime):
+        """Whoever comes gets a share, and whoever was there gives theirs up at the next report."""
+        runtime = make_runtime()
+        first, second = register(runtime, "first"), register(runtime, "second")
+        there, came, seen = threading.Event(), threading.Event(), []
+
+        def early(model, report):
+            seen.append(torch.get_num_threads())
+            there.set()
+            assert came.wait(WAIT)
+            report("half way")
+            return torch.get_num_threads()
+
+        def late(model, report):
+            seen.append(torch.get_num_threads())
+            came.set()
+            join(worker)
+
+        worker = in_thread(lambda: seen.append(first.run(early)))
+        assert there.wait(WAIT)
+        second.run(late)
+        assert seen == [4, 2, 2]
+
+    def test_work_that_chose_fewer_threads_keeps_them(self, make_runtime):
+        def work(model, report):
+            torch.set_num_threads(1)
+            report("on")
+            return torch.get_num_threads()
+
+        assert register(make_runtime(), "small").run(work) == 1
+
+
 def test_configure_replaces_the_default_runtime():
     first = configure(memory_limit_bytes=1000, device=CPU)
     assert default_runtime() is first
