@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import gradio as gr
 
 from demos import parts
+from models import longrope
 from models.errors import BadInput, Cancelled
 from models.runtime import ModelHandle, Report
 
@@ -142,6 +143,9 @@ def _search(handle: ModelHandle, chosen: Chosen, folder: Path, cancel: parts.Can
             if kind == "others":
                 others = value
                 continue
+            if kind == "waiting":
+                yield f"<p>Others have their turn: {value} before you</p>", *nothing
+                continue
             latest, lines = value
             with log.open("ab") as file:
                 file.write(lines)
@@ -168,8 +172,8 @@ def _search(handle: ModelHandle, chosen: Chosen, folder: Path, cancel: parts.Can
 
 
 def _evolve(chosen: Chosen, log: bytes, model: Model, report: Report) -> None:
-    """Runs where the model is. Reports ("others", the factors of other methods), then for every evaluation ("event",
-    (event, what it adds to the log)).
+    """Runs where the model is, by turns with others. Reports ("others", the factors of other methods), then for every
+    evaluation ("event", (event, what it adds to the log)), and while it waits ("waiting", how many are before it).
 
     log: of the same search, stopped before; empty for a new one.
     """
@@ -189,8 +193,10 @@ def _evolve(chosen: Chosen, log: bytes, model: Model, report: Report) -> None:
         path.write_bytes(log)
         with path.open("rb") as added:
             added.seek(len(log))
-            for event in evolution.search(chosen.fitness(model), settings, seeds, path):
-                report(("event", (event, added.read())))
+            with longrope.LANE.job(lambda before: report(("waiting", before))) as offer:
+                for event in evolution.search(chosen.fitness(model), settings, seeds, path):
+                    report(("event", (event, added.read())))
+                    offer()
 
 
 def _search_text(event: Event) -> str:

@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from models.turns import Turns
+
 if TYPE_CHECKING:
     from models.completions import Address
     from models.longrope.evolution import Event, SearchSettings, Seed
@@ -16,6 +18,8 @@ if TYPE_CHECKING:
     from models.longrope.retrieval import Trial
     from models.longrope.rope import RopeScaling
     from models.runtime import Device, LoadedModel, Progress
+
+LANE = Turns()  # for the long runs of this process: two at once would only slow each other down
 
 
 def factors(
