@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from html import escape
 from pathlib import Path
@@ -33,6 +33,7 @@ METHODS = {
     "dynamic_ntk": "Dynamic NTK",
     "yarn": "YaRN",
     "longrope": "LongRoPE",
+    "longrope_tuned": "LongRoPE, fine-tuned",
     "longrope2": "LongRoPE2 shape",
     "streaming": "StreamingLLM (control)",
 }
@@ -57,6 +58,10 @@ class Offer:
 
 
 HERE = Offer(METHODS, MODES, KV_FORMATS)
+FOLDER = Offer(
+    {name: title for name, title in METHODS.items() if name != "longrope_tuned"}, MODES, KV_FORMATS,
+    " Only the embedded model was fine-tuned here.",
+)  # fmt: skip
 SERVER = Offer(
     {"server": "The server's own factors"},
     {"server": "Server: it reads the prompt in its own way, and keeps its own cache."},
@@ -73,6 +78,7 @@ STARTS = {
     "1k tokens, inside the window: seconds": (10, ["none"], "exact"),
     "16k, twice the window, without and with LongRoPE: minutes": (14, ["none", "longrope"], "exact"),
     "64k, eight times the window, LongRoPE, blockwise: minutes": (16, ["longrope"], "blockwise"),
+    "64k, the fine-tuned model, blockwise: minutes": (16, ["longrope_tuned"], "blockwise"),
 }
 # They take turns of seconds (`longrope.LANE`), so that nobody waits for the end of a run of hours.
 JOBS: dict[str, Any] = {"concurrency_id": "longrope", "concurrency_limit": 4}
@@ -94,7 +100,7 @@ def build(options: AppOptions, runtime: ModelRuntime) -> None:
     parts.paper_card(demo("longrope"))
     with gr.Tabs():
         with gr.Tab("Passkey"):
-            table, n_hat = _passkey_tab(handle, SERVER if server else HERE)
+            table, n_hat = _passkey_tab(handle, SERVER if server else FOLDER if official else HERE)
         with gr.Tab("Search"):
             if server:
                 gr.Markdown(NO_SEARCH)
@@ -172,6 +178,10 @@ class Question:
             return model.scaling("none", model.window)
         if method == "server":
             return model.scaling_at(method, self.length)
+        if method == "longrope_tuned":
+            if model.tuned is None:
+                raise BadInput("What the fine-tuning added is missing. Restore assets/longrope/adapter.safetensors.")
+            return replace(self, table="").scaling(model.tuned, "longrope")
         if method == "longrope" and self.table.strip():
             from models.longrope.tables import read_csv, read_json
 
@@ -207,16 +217,17 @@ def _passkey_tab(handle: ModelHandle, offer: Offer) -> tuple[gr.Textbox, gr.Numb
                 [(text, name) for name, text in offer.modes.items()], value=next(iter(offer.modes)), label="Attention",
                 render=False,
             )  # fmt: skip
-            if offer is HERE:
+            if offer is not SERVER:
+                starts = {label: start for label, start in STARTS.items() if set(start[1]) <= set(offer.methods)}
                 gr.Examples(
-                    [list(values) for values in STARTS.values()], [power, methods, mode], example_labels=list(STARTS),
+                    [list(values) for values in starts.values()], [power, methods, mode], example_labels=list(starts),
                     label="Start from", cache_examples=False, api_name="longrope_start",
                 )  # fmt: skip
             with gr.Accordion("More", open=False):
                 mode.render()
                 kv = gr.Radio(list(offer.kv), value=offer.kv[0], label="Cache format")
                 seed = gr.Number(0, precision=0, label="Seed")
-                with gr.Column(visible=offer is HERE):
+                with gr.Column(visible=offer is not SERVER):
                     magnitude = gr.Textbox("", label="Magnitude", info="su, yarn or a number; empty: the method's own")
                     n_hat = gr.Number(0, precision=0, label="n-hat", info="First tokens that keep their angles")
                     known = gr.Dropdown(_published_names(), label="Published table", interactive=True)
@@ -329,8 +340,10 @@ def _ask_all(asked: Question, model: Model, report: Report) -> None:
                 said.append(piece)
                 report({"progress": f"<p>{escape(what)}: <strong>{escape(''.join(said))}</strong></p>"})
 
-            trial = retrieval.run(model, prompt, scalings[method], reading, read, say)
             # Within the window a method is the plain model; the row still says which was chosen.
+            stretched = scalings[method].method != "none"
+            used = model.tuned if method == "longrope_tuned" and stretched and model.tuned else model
+            trial = retrieval.run(used, prompt, scalings[method], reading, read, say)
             row = {**asdict(trial), "method": method, "target": asked.length}
             report({"trial": row, "progress": f"<p>{escape(what)}: {'right' if trial.correct else 'wrong'}</p>"})
 
@@ -482,7 +495,8 @@ def _explanation() -> None:
         "**Rescaling.** Dividing each pair's frequency by a factor brings the angles back. PI divides all by the same "
         "number, NTK and YaRN follow a formula; **LongRoPE searches** the factors by evolution, keeps the first tokens "
         "as they are (n-hat), and stretches in two steps: 256k by fine-tuning, then 2 048k by a second search.\n\n"
-        "**Here** SmolLM2, trained for 8 192 tokens, is stretched without fine-tuning. The picture is drawn from the "
-        "factors this tab uses."
+        "**Here** SmolLM2, trained for 8 192 tokens, is stretched without fine-tuning. Only *LongRoPE, fine-tuned* "
+        "went further: low-rank additions to its attention learnt to find keys in short texts spread over many "
+        "positions, each word weighing as many as it stands for. The picture is drawn from the factors this tab uses."
     )
     parts.drawing(ASSETS / "how_it_works.png", "Factors of each method over rotary pairs")

@@ -16,6 +16,7 @@ from demos.parts import EvidenceRow, evidence_table
 
 TITLES = {"none": "None", "pi": "PI", "ntk": "NTK", "dynamic_ntk": "Dynamic NTK", "yarn": "YaRN",
           "longrope": "LongRoPE", "longrope stretched": "LongRoPE, stretched table",
+          "longrope, fine-tuned": "LongRoPE, fine-tuned", "yarn, fine-tuned": "YaRN factors, fine-tuned",
           "streaming": "StreamingLLM"}  # fmt: skip
 EVALUATE = "python -m models.longrope.evaluate"
 COMMANDS = {
@@ -104,7 +105,7 @@ def _passkey(data: Recorded) -> None:
         )
         for row in sorted(data["result"]["rows"], key=lambda row: row["length"])
     ]
-    text = f"Passkey at full length, {data['result']['model']}, window 8 192, no fine-tuning"
+    text = f"Passkey at full length, {data['result']['model']}, window 8 192, no fine-tuning but where a row says so"
     evidence_table(rows, _caption(text, data))
 
 
@@ -116,8 +117,8 @@ def _blockwise(data: Recorded) -> None:
     first = data["result"]["rows"][0]
     text = (
         f"Passkey at full length, read blockwise ({first['anchor']} tokens of anchor, blocks of {first['block']}), "
-        f"{data['result']['model']}, no fine-tuning; all methods ask the same blocks, so they differ in what the "
-        "question sees; a key is right where each of its tokens is the likeliest"
+        f"{data['result']['model']}, no fine-tuning but where a row says so; all methods ask the same blocks, so they "
+        "differ in what the question sees; a key is right where each of its tokens is the likeliest"
     )
     evidence_table(rows, _caption(text, data))
 

@@ -12,6 +12,7 @@ position and with the method's angles. streaming: a few first tokens and a recen
 
 from __future__ import annotations
 
+import copy
 import gc
 import json
 import time
@@ -296,6 +297,12 @@ class Engine:
     ) -> None:
         self.config, self.device, self.dtype = config, device, dtype
         self.weights: Weights = prepare(config, tensors, DTYPES[dtype], device)
+
+    def having(self, weights: Weights) -> Engine:
+        """The same with other weights of the same shapes, in place and number format as these."""
+        other = copy.copy(self)
+        other.weights = weights
+        return other
 
     def open(self, rope: RopeScaling | None, capacity: int, reading: Reading | None = None) -> AnySession:
         """An empty session for up to `capacity` tokens; a rope of None is the plain one.

@@ -39,7 +39,7 @@ from models.longrope.haystack import Haystack
 from models.longrope.pipeline import Model
 from models.longrope.retrieval import ANSWER_TOKENS, context, hide, is_right, make_prompt, run, wilson
 from models.longrope.rope import METHODS, RopeScaling
-from models.longrope.tables import SEARCHED, read_csv, searched, searched_lengths, write_csv
+from models.longrope.tables import SEARCHED, read_csv, searched_lengths, stretched, write_csv
 from models.records import provenance, record
 from models.tasks import ADVICE, workers
 
@@ -52,7 +52,12 @@ PLACE = ("method", "mode", "kv", "length", "block", "anchor")  # what tells rows
 
 def method_scaling(model: Model, method: str, length: int, table: Path | None) -> tuple[str, RopeScaling]:
     """The label and the factors a method has at a length; for longrope the given table, the shipped one, or, beyond
-    those, the longest of them stretched, which the label says."""
+    those, the longest of them stretched, which the label says; it says, too, that the model is fine-tuned."""
+    label, rope = _method_scaling(model, method, length, table)
+    return f"{label}, fine-tuned" if model.is_tuned else label, rope
+
+
+def _method_scaling(model: Model, method: str, length: int, table: Path | None) -> tuple[str, RopeScaling]:
     if method == "longrope" and table is None and length > max(searched_lengths(model.tables), default=length):
         seed = _stretched(model, length)[0]
         return "longrope stretched", model.scaling("longrope", length, seed.factors)
@@ -125,7 +130,7 @@ def blockwise(model: Model, args: argparse.Namespace) -> None:
             changes = {i: haystack.changed(prompt.ids[:tokens]) for i, prompt in prompts.items()}
             for method in args.methods:
                 label, rope = method_scaling(model, method, length, args.table)
-                table = round(rope.target_length) if label == "longrope" else None  # the length it was searched for
+                table = round(rope.target_length) if method == "longrope" else None  # the length it was searched for
                 place = {"method": label, "table": table, "target": length, **setting}
                 left = [i for i in trials if not log.has({**place, "trial": i})]
                 if not left:
@@ -311,7 +316,7 @@ def _ship(
     name = f"{model.tables}-{length}"
     (SEARCHED / f"{name}.csv").write_text(write_csv(np.array(best.factors)))
     card = {"model": model.name, "original_length": model.window, "target_length": length, "magnitude": "su",
-            "objective": objective, "fine_tuned": False, "licence": "same as this repository"}  # fmt: skip
+            "objective": objective, "fine_tuned": model.is_tuned, "licence": "same as this repository"}  # fmt: skip
     record(SEARCHED / f"{name}.json", card)
     path = args.out or EVIDENCE / "search.json"
     rows = json.loads(path.read_text())["result"]["runs"] if path.exists() else []
@@ -327,14 +332,9 @@ def _ship(
 
 
 def _stretched(model: Model, length: int) -> list[Seed]:
-    """The tables searched for shorter lengths, the longest first, each raised to the power that takes its scale to this
-    length's: what the paper's progressive search starts from."""
-    seeds = []
-    for shorter in sorted((n for n in searched_lengths(model.tables) if n < length), reverse=True):
-        _, factors = searched(model.tables, shorter, model.config.rotary_dim // 2)
-        power = math.log(length / model.window) / math.log(shorter / model.window)
-        seeds.append(Seed(f"table for {shorter}", tuple(float(x) for x in factors**power)))
-    return seeds
+    """Tables to start from (`tables.stretched`)."""
+    found = stretched(model.tables, model.window, length, model.config.rotary_dim // 2)
+    return [Seed(f"table for {shorter}", tuple(float(x) for x in factors)) for shorter, factors in found]
 
 
 def _spaced(trial: int) -> float:
@@ -406,6 +406,7 @@ def main() -> None:
     )
     parser.add_argument("--seed", type=int, default=42, help="of the search")
     parser.add_argument("--ray", metavar="ADDRESS", help=f"score the search's tables as Ray tasks at: {ADVICE}")
+    parser.add_argument("--tuned", action="store_true", help="the embedded model after the second stage")
     parser.add_argument("--tier", default="embedded")
     parser.add_argument("--path", type=Path, help="model folder (official tier)")
     parser.add_argument("--device", default="auto")
@@ -418,9 +419,15 @@ def main() -> None:
         parser.error("--trials takes one number, or with blockwise one for each of --lengths")
     if args.whole and args.ray is not None:
         parser.error("--whole searches in this process: leave out --ray")
+    if args.tuned and args.ray is not None:
+        parser.error("--tuned searches in this process: leave out --ray")
     if args.what == "perplexity" and args.text is None:
         parser.error("perplexity needs --text FILE")
     model = longrope.load(args.tier, args.path, args.device)
+    if args.tuned:
+        if model.tuned is None:
+            parser.error("--tuned is for the embedded tier: no other model has been fine-tuned here")
+        model = model.tuned
     COMMANDS[args.what](model, args)
 
 

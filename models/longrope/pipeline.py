@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from models.longrope.adapter import TABLES
 from models.longrope.engine import Completion, Engine, Progress, Reading
 from models.longrope.network import LlamaConfig
 from models.longrope.rope import RopeScaling, scaling
@@ -31,6 +32,12 @@ class Model:
     def __init__(self, name: str, engine: Engine, tokenizer: Tokenizer, tables: str = "") -> None:
         self.name, self.engine, self.tokenizer = name, engine, tokenizer
         self.tables = tables or name  # how its searched tables' files begin
+        self.tuned: Model | None = None  # the same after the second stage (`finetune`), with tables of its own
+
+    @property
+    def is_tuned(self) -> bool:
+        """Whether this is a model after the second stage."""
+        return self.tables == TABLES
 
     @property
     def config(self) -> LlamaConfig:

@@ -110,6 +110,16 @@ def searched_lengths(model: str) -> list[int]:
     return sorted(int(path.stem.rpartition("-")[2]) for path in SEARCHED.glob(f"{model}-*.csv"))
 
 
+def stretched(model: str, window: int, tokens: int, pairs: int) -> list[tuple[int, np.ndarray]]:
+    """The tables searched for shorter lengths, the longest first, each raised to the power that takes its scale to this
+    length's: what the paper's progressive search starts from. Lengths and factors (pairs,)."""
+    found = []
+    for shorter in sorted((n for n in searched_lengths(model) if n < tokens), reverse=True):
+        _, factors = searched(model, shorter, pairs)
+        found.append((shorter, factors ** (math.log(tokens / window) / math.log(shorter / window))))
+    return found
+
+
 def product(stage1: Sequence[float] | np.ndarray, stage2: Sequence[float] | np.ndarray) -> np.ndarray:
     """The table of a second search on top of a first: element by element (section 3.1), 4 decimals."""
     first = np.asarray(stage1, dtype=np.float64)

@@ -6,11 +6,11 @@ from pathlib import Path
 
 from models.completions import Address
 from models.errors import BadInput
-from models.longrope import gguf, served, tokenizer
+from models.longrope import adapter, gguf, served, tokenizer
 from models.longrope.engine import Engine, load_folder
 from models.longrope.pipeline import Model
 from models.runtime import Device, LoadedModel, ModelInfo, Progress
-from models.weights import resolve
+from models.weights import ASSETS, resolve
 
 
 def load(
@@ -59,7 +59,12 @@ def _embedded(report: Progress, device: Device) -> LoadedModel[Model]:
     config, tensors = gguf.read_llama(found.path)
     report(0.8, "Reading the tokenizer")
     engine = Engine(config, tensors, device.dtype, device.name)
-    model = Model("SmolLM2-135M-Instruct", engine, tokenizer.from_gguf(found.path), tables="smollm2")
+    words = tokenizer.from_gguf(found.path)
+    model = Model("SmolLM2-135M-Instruct", engine, words, tables="smollm2")
+    if (ASSETS / adapter.FILE).exists():  # it is not there where it is being trained
+        report(0.9, "Putting in the fine-tuned adapter")
+        tuned = engine.having(adapter.load(engine.weights, resolve(adapter.SOURCE).path))
+        model.tuned = Model(model.name, tuned, words, adapter.TABLES)
     return LoadedModel(model, _facts(model, "embedded", found.path.name, found.licence, found.trained_on, device))
 
 
@@ -76,6 +81,7 @@ def _served(report: Progress, folder: Path, words: tokenizer.Tokenizer, server: 
 
 def _facts(model: Model, tier: str, weights: str, licence: str, trained_on: str, device: Device) -> ModelInfo:
     engine = model.engine
-    return ModelInfo(
-        tier, weights, licence, trained_on, model.config.parameters, engine.weights.nbytes, device.name, engine.dtype
-    )
+    memory = engine.weights.nbytes
+    if model.tuned is not None:
+        memory += sum(getattr(layer, part).nbytes for layer in engine.weights.layers for part in adapter.PARTS)
+    return ModelInfo(tier, weights, licence, trained_on, model.config.parameters, memory, device.name, engine.dtype)

@@ -4,6 +4,8 @@ import pytest
 from gradio_client import Client
 from gradio_client.exceptions import AppError
 
+from demos.longrope import FOLDER, Question
+from models.errors import BadInput
 from models.longrope.rope import scaling
 from models.longrope.tables import write_csv, write_json
 
@@ -104,3 +106,26 @@ def test_one_user_never_sees_anothers_answers(app_server):
     first, second = (Client(app_server.url, verbose=False) for _ in range(2))
     ask(first)
     assert len(ask(second)[2]["data"]) == 1
+
+
+def test_a_short_run_does_not_wait_for_the_end_of_a_long_one(app_server):
+    patient, quick = (Client(app_server.url, verbose=False) for _ in range(2))
+    asked = {**SETTINGS, "power": 15, "methods": ["longrope"]}
+    long_run = patient.submit(*asked.values(), api_name="/longrope_passkey")
+    for said in long_run:
+        if "tokens/s" in str(said[1]):
+            break
+    assert "Done" in ask(quick)[1]
+    assert not long_run.done()
+    patient.predict(api_name="/longrope_cancel")
+    assert "Cancelled" in long_run.result(timeout=120)[1]
+
+
+def test_the_fine_tuned_model_is_another_one(client):
+    """It answers too, and only the embedded tier has it."""
+    table = ask(client, methods=["none", "longrope_tuned"])[2]
+    rows = [dict(zip(table["headers"], row, strict=True)) for row in table["data"]]
+    assert {row["method"] for row in rows} == {"None", "LongRoPE, fine-tuned"}
+    assert all(row["right"] == "yes" for row in rows)
+    with pytest.raises(BadInput, match="embedded"):
+        Question.of(tuple({**SETTINGS, "methods": ["longrope_tuned"]}.values()), FOLDER)

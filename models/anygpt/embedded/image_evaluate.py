@@ -21,8 +21,7 @@ from models.anygpt.embedded.image_codec import DRAWN_SIDE, ImageCodec, load
 from models.anygpt.embedded.image_data import HELD_OUT_VENDOR, Drawings, drawn_as
 from models.anygpt.embedded.image_train import RUNS, Heads, Samples, coded, heads_of_state
 from models.anygpt.embedded.language import OBJECTS
-from models.anygpt.embedded.layout import IMAGE_CODES
-from models.anygpt.embedded.shipping import ASSETS
+from models.anygpt.embedded.layout import IMAGE_CODES, SHIPPED
 from models.records import record
 
 COPIES = 1  # varied copies of each drawing: some for the counts, as many others for the accuracies
@@ -151,11 +150,11 @@ def main() -> None:
     parser.add_argument("--grid", type=Path, help="only draw this")
     args = parser.parse_args()
     if args.grid:
-        grid(load(ASSETS)).save(args.grid)
+        grid(load(SHIPPED)).save(args.grid)
         return
     with torch.inference_mode():
-        found = evaluate(load(ASSETS), heads_of_state())
-    record(ASSETS / "evidence" / "image_codes.json", found)
+        found = evaluate(load(SHIPPED), heads_of_state())
+    record(SHIPPED / "evidence" / "image_codes.json", found)
     print(found)
 
 

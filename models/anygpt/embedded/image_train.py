@@ -48,9 +48,9 @@ from models.anygpt.embedded.image_codec import (
 )  # fmt: skip
 from models.anygpt.embedded.image_data import HELD_OUT_VENDOR, VENDORS, Drawings, corpus, domain, drawn_as
 from models.anygpt.embedded.language import COLOURS, OBJECTS, a
-from models.anygpt.embedded.layout import IMAGE_CODES, LAYOUT
-from models.anygpt.embedded.shipping import ASSETS, ship
+from models.anygpt.embedded.layout import IMAGE_CODES, LAYOUT, SHIPPED
 from models.runtime import mixed_precision
+from models.shipping import ship
 
 RUNS = Path("runs/anygpt/image")
 STATE = RUNS / "state.pt"
@@ -387,8 +387,8 @@ def shipped(run: Run) -> Path:
         "cost": f"{sum(run.spent.values()):.0f} minutes of about half of one busy core",
         "quality": "evidence/image_codes.json",
     }
-    _examples(run.things, ASSETS / "examples")
-    return ship("image", run.codec.state_dict(), card)
+    _examples(run.things, SHIPPED / "examples")
+    return ship("image", run.codec.state_dict(), card, SHIPPED)
 
 
 def _examples(things: Samples, folder: Path) -> None:
@@ -415,7 +415,7 @@ def main() -> None:
         corpus().save(RUNS / "corpus.npz")
     elif args.what == "lines":
         with LINES.open("w") as file:
-            file.writelines(json.dumps(line) + "\n" for line in lines(Run().codec if STATE.exists() else load(ASSETS)))
+            file.writelines(json.dumps(line) + "\n" for line in lines(Run().codec if STATE.exists() else load(SHIPPED)))
     elif args.what == "ship":
         print(shipped(Run()))
     else:

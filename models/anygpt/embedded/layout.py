@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from models.anygpt.grammar import Rule
 from models.anygpt.vocabulary import Codes, Layout, Medium
+from models.weights import ASSETS
 
+SHIPPED = ASSETS / "anygpt"
 LAYOUT = Layout(image=Codes(512), speech=Codes(256), music=Codes(256, layers=2), audio=None)
 IMAGE_CODES = 16  # 4 x 4, row by row
 MUSIC_FRAMES = 50  # 4 s at 12.5 frames a second

@@ -25,9 +25,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from models import shipping
 from models.anygpt.audio import Audio
-from models.anygpt.embedded import music_data, music_judge, shipping
-from models.anygpt.embedded.layout import MUSIC_FRAMES
+from models.anygpt.embedded import music_data, music_judge
+from models.anygpt.embedded.layout import MUSIC_FRAMES, SHIPPED
 from models.anygpt.embedded.music_codec import (
     FLOOR,
     HOP,
@@ -47,7 +48,6 @@ from models.runtime import mixed_precision
 
 logger = logging.getLogger(__name__)
 FOLDER = Path("runs/anygpt/music")
-ASSETS = Path("assets/anygpt")
 LENGTH = MUSIC_FRAMES * STEPS  # steps of a clip
 RELEASE = 10  # steps after a note's end in which it may still ring
 FAMILIES = tuple(music_data.FAMILIES)
@@ -294,7 +294,7 @@ def ship(*stages: str) -> None:
         spent = Progress(**state["progress"])
         costs.append(f"{stage}: {spent.steps} steps of {Recipe.batch} clips in {spent.seconds / 60:.0f} minutes")
     cost = f"{', '.join(costs)}, of a small share of two busy EPYC cores; a step takes 0.22 s of one"
-    shipping.ship("music", saved[stages[-1]]["codec"], {**CARD, "cost": cost}, ASSETS)
+    shipping.ship("music", saved[stages[-1]]["codec"], {**CARD, "cost": cost}, SHIPPED)
 
 
 def _losses(
@@ -425,7 +425,7 @@ def main() -> None:
         case "codes":
             if (FOLDER / "train.pt").exists():
                 ship("train")
-            codec = load(ASSETS)
+            codec = load(SHIPPED)
             lines = [json.dumps(row) + "\n" for split in music_data.PER_CELL for row in rows(split, codec)]
             (FOLDER.parent / "music.jsonl").write_text("".join(lines))
         case "refine":
@@ -433,8 +433,8 @@ def main() -> None:
             ship("train", "refine")
         case "judge":
             judge = music_judge.fit_family(FOLDER)
-            judge.save(ASSETS / "evidence" / "music_family_judge.json")
-            record(ASSETS / "evidence" / "music_codec.json", music_judge.measure(load(ASSETS), judge, FOLDER))
+            judge.save(SHIPPED / "evidence" / "music_family_judge.json")
+            record(SHIPPED / "evidence" / "music_codec.json", music_judge.measure(load(SHIPPED), judge, FOLDER))
 
 
 if __name__ == "__main__":

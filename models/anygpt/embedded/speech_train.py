@@ -29,8 +29,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from models import shipping
 from models.anygpt.audio import Audio
-from models.anygpt.embedded import shipping, speech_align, speech_data, speech_judge, speech_whisper
+from models.anygpt.embedded import speech_align, speech_data, speech_judge, speech_whisper
 from models.anygpt.embedded.speech_codec import SpeechCodec, load
 from models.anygpt.embedded.speech_data import HELD_OUT_VOICE, OWN_VOICE, Store, Utterance
 from models.anygpt.embedded.speech_ear import ALPHABET, RATE, SILENCE, Ear, features, log_mel, merged
@@ -403,7 +404,7 @@ def main() -> None:
     elif options.step == "acoustic":
         train_acoustic(options.out, options.minutes)
     elif options.step == "ship":
-        print(shipping.ship("speech", assembled(options.out).state_dict(), CARD))
+        print(shipping.ship("speech", assembled(options.out).state_dict(), CARD, ASSETS / "anygpt"))
     else:
         result = judge(assembled(options.out), Store(options.out))
         print(json.dumps(result, indent=1))

@@ -28,8 +28,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, distributed, multiprocessing
 
-from models.anygpt.embedded import chat, lessons, library, lm, shipping, tier
+from models import shipping
+from models.anygpt.embedded import chat, lessons, library, lm, tier
 from models.anygpt.embedded.instructions import OPENING, Author, Exchange
+from models.anygpt.embedded.layout import SHIPPED
 from models.anygpt.embedded.lessons import Lesson
 from models.anygpt.embedded.network import Network
 from models.anygpt.vocabulary import Vocabulary, Words
@@ -336,7 +338,7 @@ def ship(out: Path) -> Path:
         f"{content['seconds'] / 60:.0f} minutes on two EPYC cores shared with other work",
         "losses": content["log"][-1],
     }
-    return shipping.ship("lm", content["network"], facts)
+    return shipping.ship("lm", content["network"], facts, SHIPPED)
 
 
 def main() -> None:

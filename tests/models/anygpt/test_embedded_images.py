@@ -7,7 +7,8 @@ import pytest
 import torch
 from PIL import Image, ImageDraw
 
-from models.anygpt.embedded import image_augment, image_codec, image_data, shipping
+from models import shipping
+from models.anygpt.embedded import image_augment, image_codec, image_data
 from models.anygpt.embedded.image_codec import DRAWN_SIDE, READ_SIDE, framed
 from models.anygpt.embedded.language import COLOURS
 from models.anygpt.embedded.layout import IMAGE_CODES, LAYOUT

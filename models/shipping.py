@@ -1,4 +1,4 @@
-"""Puts weights of the miniature into `assets/anygpt`: half precision, a card beside the file, its checksum listed."""
+"""Puts weights that were trained here into `assets`: half precision, a card beside the file, its checksum listed."""
 
 from __future__ import annotations
 
@@ -11,10 +11,8 @@ from torch import Tensor
 
 from models.weights import sha256_of, write_safetensors
 
-ASSETS = Path("assets/anygpt")
 
-
-def ship(name: str, tensors: Mapping[str, Tensor], card: Mapping[str, Any], folder: Path = ASSETS) -> Path:
+def ship(name: str, tensors: Mapping[str, Tensor], card: Mapping[str, Any], folder: Path) -> Path:
     """Writes `<folder>/<name>.safetensors`, `<name>.safetensors.json` and this file's line of SHA256SUMS."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{name}.safetensors"
