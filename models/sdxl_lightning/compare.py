@@ -10,10 +10,12 @@ shipped student of its step count, with the middle 95 % of resampled captions.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator, Sequence
+import json
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -121,7 +123,7 @@ def interval(ruler: Ruler, mine: tuple[Tensor, Tensor], theirs: tuple[Tensor, Te
     return {name: [low[i], high[i]] for i, name in enumerate(("fid", "patch_fid", "match"))}
 
 
-def compared(folder: Path, runs: Path, count: int, steps: Sequence[int]) -> Iterator[dict[str, object]]:
+def compared(folder: Path, runs: Path, count: int, steps: Sequence[int]) -> Iterator[dict[str, Any]]:
     """What is to be recorded after each rival: step counts in the order given, the shipped student first."""
     ruler, rows = Ruler(folder, count), []
     mine, others = list(shipped(folder)), list(rivals(folder, runs))
@@ -152,6 +154,15 @@ def _features(ruler: Ruler, entry: Entry, folder: Path, count: int) -> tuple[Ten
     return found["whole"], found["patch"]
 
 
+def merged(before: Mapping[str, Any], result: dict[str, Any]) -> dict[str, Any]:
+    """A result with the rows of an earlier record, of as many captions, that it does not have: rivals whose runs are no
+    longer there."""
+    if any(before.get(name) != result[name] for name in ("captions", "offered", "resampled")):
+        return result
+    mine = {(row["name"], row["steps"]) for row in result["rows"]}
+    return {**result, "rows": [*result["rows"], *(r for r in before["rows"] if (r["name"], r["steps"]) not in mine)]}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--weights", type=Path, default=SHIPPED)
@@ -160,8 +171,9 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=1000, help="held-out captions")
     parser.add_argument("--steps", type=int, nargs="+", default=[4, 1, 2, 8], help="step counts, in this order")
     args = parser.parse_args()
+    before = json.loads(args.out.read_text())["result"] if args.out.exists() else {}
     for result in compared(args.weights, args.runs, args.count, args.steps):
-        record(args.out, result)
+        record(args.out, merged(before, result))
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from models.sdxl_lightning.compare import interval, rivals
+from models.sdxl_lightning.compare import interval, merged, rivals
 from models.sdxl_lightning.distil import save_student
 from models.sdxl_lightning.lora import LoraNetwork
 from models.sdxl_lightning.network import build_unet
@@ -72,3 +72,11 @@ def test_a_student_is_as_far_as_itself_and_a_worse_one_farther() -> None:
     assert worse["fid"][0] > 0 and worse["patch_fid"][0] > 0 and worse["match"][1] < 0
     better = interval(ruler, (near, near), (far, far))  # type: ignore[arg-type]
     assert better["fid"] == pytest.approx([-worse["fid"][1], -worse["fid"][0]])
+
+
+def test_rows_of_rivals_that_are_gone_stay() -> None:
+    same = {"captions": 8, "offered": 4, "resampled": 2}
+    before = {**same, "rows": [{"name": "a", "steps": 4, "fid": 1.0}, {"name": "b", "steps": 4, "fid": 2.0}]}
+    now = {**same, "rows": [{"name": "a", "steps": 4, "fid": 3.0}]}
+    assert [row["fid"] for row in merged(before, now)["rows"]] == [3.0, 2.0]
+    assert merged({**before, "captions": 9}, now) == merged({}, now) == now
