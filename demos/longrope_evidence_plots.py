@@ -13,7 +13,8 @@ from demos.longrope_evidence import TITLES
 from demos.longrope_plots import heat_map
 
 COLOURS = {"none": "#6b7280", "pi": "#d97706", "ntk": "#2563eb", "dynamic_ntk": "#0891b2", "yarn": "#7c3aed",
-           "longrope": "#0f766e", "longrope stretched": "#65a30d", "streaming": "#be123c"}  # fmt: skip
+           "longrope": "#0f766e", "longrope stretched": "#65a30d", "longrope, fine-tuned": "#1d4ed8",
+           "yarn, fine-tuned": "#9d174d", "streaming": "#be123c"}  # fmt: skip
 WINDOW = 8192  # of the embedded model
 
 

@@ -9,6 +9,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 COLOURS = {"PI": "#d97706", "NTK": "#2563eb", "YaRN": "#7c3aed", "found": "#0f766e"}
+PANELS = 3  # of a heat map, side by side
 
 
 def heat_map(answered: Sequence[dict[str, Any]], titles: dict[str, str]) -> Figure:
@@ -21,8 +22,14 @@ def heat_map(answered: Sequence[dict[str, Any]], titles: dict[str, str]) -> Figu
 
     methods = sorted({r["method"] for r in answered}, key=list(titles).index)
     lengths = sorted({r["target"] for r in answered})
-    figure = Figure(figsize=(max(4.0, 1.6 + 2.6 * len(methods)), 3.6), layout="constrained")
-    for axes, method in zip(np.atleast_1d(figure.subplots(1, len(methods), sharey=True)), methods, strict=True):
+    columns = min(len(methods), PANELS)
+    rows = -(-len(methods) // columns)
+    size = max(4.0, 1.6 + columns * max(2.6, 0.95 * len(lengths))), 3.6 * rows
+    figure = Figure(figsize=size, layout="constrained")
+    panels = figure.subplots(rows, columns, sharey=True, squeeze=False)
+    for axes in panels.flat[len(methods) :]:
+        axes.remove()
+    for axes, method in zip(panels.flat, methods, strict=False):
         right, asked = np.zeros((2, 5, len(lengths)))
         for r in answered:
             if r["method"] == method:
@@ -40,7 +47,8 @@ def heat_map(answered: Sequence[dict[str, Any]], titles: dict[str, str]) -> Figu
         axes.set_xticks(range(len(lengths)), [f"{n // 1024}k" if n >= 1024 else str(n) for n in lengths])
         axes.set_yticks(range(5), ["0-20 %", "20-40 %", "40-60 %", "60-80 %", "80-100 %"])
         axes.set_xlabel("tokens")
-    figure.axes[0].set_ylabel("depth of the key")
+    for axes in panels[:, 0]:
+        axes.set_ylabel("depth of the key")
     return figure
 
 

@@ -121,9 +121,8 @@ def test_a_short_run_does_not_wait_for_the_end_of_a_long_one(app_server):
     assert "Cancelled" in long_run.result(timeout=120)[1]
 
 
-def test_the_fine_tuned_model_is_another_one(client):
-    """It answers too, and only the embedded tier has it."""
-    table = ask(client, methods=["none", "longrope_tuned"])[2]
+def test_the_fine_tuned_model_is_offered_by_the_embedded_tier_only(app_server):
+    table = ask(Client(app_server.url, verbose=False), methods=["none", "longrope_tuned"])[2]
     rows = [dict(zip(table["headers"], row, strict=True)) for row in table["data"]]
     assert {row["method"] for row in rows} == {"None", "LongRoPE, fine-tuned"}
     assert all(row["right"] == "yes" for row in rows)
