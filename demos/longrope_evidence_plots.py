@@ -1,8 +1,13 @@
-"""Figures of the LongRoPE tab's Evidence panel, from the recorded rows, as matplotlib figures."""
+"""Figures of the LongRoPE tab's Evidence panel, from the recorded rows, as matplotlib figures.
+
+python -m demos.longrope_evidence_plots     # the README's, assets/longrope/evidence/blockwise.png
+"""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from matplotlib.axes import Axes
@@ -108,3 +113,14 @@ def _tokens(axes: Axes, lengths: Sequence[int]) -> None:
     axes.set_xticks(lengths, [f"{tokens // 1024}k" for tokens in lengths])
     axes.xaxis.set_minor_formatter(NullFormatter())
     axes.set_xlabel("tokens")
+
+
+def main() -> None:
+    """The README's picture of keys found at full length."""
+    folder = Path(__file__).resolve().parent.parent / "assets" / "longrope" / "evidence"
+    recorded = json.loads((folder / "blockwise.json").read_text())["result"]
+    passkey_figure(recorded).savefig(folder / "blockwise.png", dpi=70)
+
+
+if __name__ == "__main__":
+    main()
