@@ -207,13 +207,16 @@ def test_two_visitors_typing_at_once_get_their_own_pictures(server):
     alone = {}
     for prompt in prompts:
         for steps in (1, 4):
-            alone[prompt, steps] = Image.open(
-                visitors[0].predict(prompt, steps, 5, api_name="/sdxl_lightning_live")[0]
-            ).tobytes()
+            path = visitors[0].predict(prompt, steps, 5, api_name="/sdxl_lightning_live")[0]
+            alone[prompt, steps] = np.asarray(Image.open(path), np.float32)
     wanted = [(prompt, steps) for prompt in prompts for steps in (1, 4)]
     jobs = [(key, visitors[i % 2].submit(*key, 5, api_name="/sdxl_lightning_live")) for i, key in enumerate(wanted * 2)]
     for key, job in jobs:
-        assert Image.open(job.result(timeout=120)[0]).tobytes() == alone[key]
+        found = np.asarray(Image.open(job.result(timeout=120)[0]), np.float32)
+        # Fewer threads for each, so sums are rounded in another order.
+        assert np.abs(found - alone[key]).mean() < 0.1
+        others = [picture for (prompt, _), picture in alone.items() if prompt != key[0]]
+        assert min(np.abs(found - other).mean() for other in others) > 0.3
 
 
 def test_the_policy_of_the_official_tier_is_stated(server, app_server):
