@@ -18,7 +18,6 @@ import logging
 import math
 import random
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -301,7 +300,7 @@ def read_text(folder: Path | None, seed: int, characters: int = 2_000_000) -> st
     return "\n\n".join(file.read_text(encoding="utf-8") for file in files)[:characters]
 
 
-def main(given: Sequence[str] | None = None) -> None:
+def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("command", nargs="?", choices=("train", "ship"), default="train")
     parser.add_argument("--minutes", type=float, default=60)
@@ -310,7 +309,7 @@ def main(given: Sequence[str] | None = None) -> None:
     parser.add_argument("--seed", type=int, default=Recipe.seed)
     parser.add_argument("--text", type=Path, help="a folder with .txt files")
     parser.add_argument("--out", type=Path, default=FOLDER)
-    args = parser.parse_args(given)
+    args = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     if args.command == "ship":
         print(ship(args.out))
