@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from html import escape
@@ -78,7 +78,7 @@ STARTS = {
     "1k tokens, inside the window: seconds": (10, ["none"], "exact"),
     "16k, twice the window, without and with LongRoPE: minutes": (14, ["none", "longrope"], "exact"),
     "64k, eight times the window, LongRoPE, blockwise: minutes": (16, ["longrope"], "blockwise"),
-    "64k, the fine-tuned model, blockwise: minutes": (16, ["longrope_tuned"], "blockwise"),
+    "2 048k, 256 times the window, the fine-tuned model, blockwise: minutes": (21, ["longrope_tuned"], "blockwise"),
 }
 # They take turns of seconds (`longrope.LANE`), so that nobody waits for the end of a run of hours.
 JOBS: dict[str, Any] = {"concurrency_id": "longrope", "concurrency_limit": 4}
@@ -282,7 +282,7 @@ def _ask(handle: ModelHandle, asked: Question, rows: list[dict], cancel: parts.C
     still = (gr.skip(),) * 6
     yield "", "<p>Loading the model</p>", *still[2:]
     try:
-        for event in parts.Job(handle, partial(_trials, asked), cancel):
+        for event in parts.Job(handle, partial(_trials, asked), cancel, lambda event: set(event) == {"progress"}):
             if "trial" in event:
                 answered = [*answered, event["trial"]]
                 yield (*still[:1], event["progress"], _rows(answered), _summary(answered), gr.skip(), answered)
@@ -294,6 +294,8 @@ def _ask(handle: ModelHandle, asked: Question, rows: list[dict], cancel: parts.C
         last = "<p>Done.</p>"
     except Cancelled:
         last = "<p>Cancelled. Finished answers are kept.</p>"
+    for row in answered[len(rows) :][-1:]:
+        last += _copied(row["copied"], row["length"])
     yield marked, last, _rows(answered), _summary(answered), _heat(answered), answered
 
 
@@ -329,12 +331,11 @@ def _ask_all(asked: Question, model: Model, report: Report) -> None:
             said: list[str] = []
 
             reading = asked.reading(method)
-            whole = retrieval.work(model, prompt.length, reading)
+            share = retrieval.share_done(model, prompt, reading)
 
-            def read(tokens: int, rate: float, what: str = what, reading: Reading = reading,
-                     whole: float = whole, total: int = prompt.length) -> None:  # fmt: skip
-                done = retrieval.work(model, tokens, reading) / whole
-                report({"progress": _bar(what, tokens, total, rate, done)})
+            def read(tokens: int, rate: float, what: str = what, share: Callable[[int], float] = share,
+                     total: int = prompt.length) -> None:  # fmt: skip
+                report({"progress": _bar(what, tokens, total, rate, share(tokens))})
 
             def say(piece: str, what: str = what, said: list[str] = said) -> None:
                 said.append(piece)
@@ -346,6 +347,16 @@ def _ask_all(asked: Question, model: Model, report: Report) -> None:
             trial = retrieval.run(used, prompt, scalings[method], reading, read, say)
             row = {**asdict(trial), "method": method, "target": asked.length}
             report({"trial": row, "progress": f"<p>{escape(what)}: {'right' if trial.correct else 'wrong'}</p>"})
+
+
+def _copied(tokens: int, total: int) -> str:
+    """What a fast reading owes to a text that repeats itself. HTML."""
+    if not tokens:
+        return ""
+    return (
+        f"<p>{tokens:,} of {total:,} tokens were not read: their blocks say word for word what an earlier one says, "
+        "and have the same keys and values.</p>"
+    )
 
 
 def _bar(what: str, tokens: int, total: int, rate: float, done: float) -> str:

@@ -126,7 +126,8 @@ def _blockwise(data: Recorded) -> None:
 def _reading(data: Recorded) -> None:
     rows = []
     for row in data["result"]["rows"]:
-        how = f"{row['length']:,} tokens, {row['kv']} cache{' in files' if row['in_files'] else ''}"
+        how = f"{row['length']:,} tokens, {row['kv']} cache{' in files' if row['in_files'] else ''}, "
+        how += f"{row['copied']:,} in repeated blocks not read again" if row.get("copied") else "every block read"
         if "stopped" in row:
             figure = f"not reached: {row['read']:,} tokens after {row['read_seconds']:.0f} s"
             rows.append(EvidenceRow(how, None, figure, row["stopped"]))

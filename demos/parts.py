@@ -150,17 +150,22 @@ def cancel_by(button: gr.Button, api_name: str) -> gr.State:
     return state
 
 
+Passing = Callable[[Any], bool]
+
+
 class Job(Generic[M, T]):
     """Work at a model: iterate over what `work(model, report)` reports; `result` is then what it returned.
 
-    The model is loaded first if need be, with Gradio's progress bar. Ends as `streamed` does. For what `work` can be
-    see `ModelHandle.run`. Made and iterated in an event handler.
+    The model is loaded first if need be, with Gradio's progress bar. Ends as `streamed` does; for `passing` see there,
+    for what `work` can be `ModelHandle.run`. Made and iterated in an event handler.
     """
 
     result: T
 
-    def __init__(self, handle: ModelHandle[M], work: Callable[[M, Report], T], cancel: Cancel) -> None:
-        self._handle, self._work, self._cancel = handle, work, cancel
+    def __init__(
+        self, handle: ModelHandle[M], work: Callable[[M, Report], T], cancel: Cancel, passing: Passing | None = None
+    ) -> None:
+        self._handle, self._work, self._cancel, self._passing = handle, work, cancel, passing
 
     def __iter__(self) -> Iterator[Any]:
         progress = gr.Progress()
@@ -168,11 +173,14 @@ class Job(Generic[M, T]):
         def run(report: Report) -> None:
             self.result = self._handle.run(self._work, report, progress)
 
-        return streamed(run, self._cancel)
+        return streamed(run, self._cancel, self._passing)
 
 
-def streamed(work: Callable[[Report], None], cancel: Cancel) -> Iterator[Any]:
+def streamed(work: Callable[[Report], None], cancel: Cancel, passing: Passing | None = None) -> Iterator[Any]:
     """Runs `work(report)` in a thread and yields what it reports, in order.
+
+    passing: says of an event that nobody needs it once there is a later one, as of progress. On a busy machine events
+    come faster than pages take them: without this a visitor would watch the past, and a cancelled job would go on.
 
     Once `cancel["asked"]` is set, or the visitor has gone, `report` raises `Cancelled`, which ends the work; it is
     raised here too, as any other error of the work is.
@@ -202,6 +210,8 @@ def streamed(work: Callable[[Report], None], cancel: Cancel) -> Iterator[Any]:
                 raise value
             if kind == "end":
                 return
+            if passing is not None and not events.empty() and passing(value):
+                continue
             yield value
     finally:
         cancel["asked"] = True  # the visitor may have left in the middle

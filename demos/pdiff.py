@@ -142,7 +142,7 @@ def _generate(handle: ModelHandle, order: Order, cancel: parts.Cancel) -> Iterat
     still = (gr.skip(),) * 6
     yield "<p>Loading the zoo</p>", *still[1:]
     originals: Any = None
-    job = parts.Job(handle, partial(_work, order), cancel)
+    job = parts.Job(handle, partial(_work, order), cancel, lambda event: "done" in event)
     try:
         for event in job:
             if "originals" in event:

@@ -148,7 +148,12 @@ def check_window(tokens: int, window: int) -> None:
 
 
 def generate(
-    lm: Reader | Writer, prompt: Sequence[int], rules: Rules, preset: Preset | None = None, seed: int = 0
+    lm: Reader | Writer,
+    prompt: Sequence[int],
+    rules: Rules,
+    preset: Preset | None = None,
+    seed: int = 0,
+    without: Sequence[int] = (),
 ) -> Iterator[int]:
     """Ids of the reply, each as soon as it is chosen, the one that stops it included.
 
@@ -157,33 +162,45 @@ def generate(
     Args:
         prompt: ids, at least one; it may end with a medium's start marker.
         preset: sampling settings by kind; None is greedy.
+        without: the prompt without the request, for kinds with guidance; there is none if it is empty, nor where the
+            model chooses ids itself.
     """
     if not prompt:
         raise BadInput("There is nothing to answer: the prompt is empty.")
     if isinstance(lm, Writer):
         return lm.write(prompt, rules, preset, seed)
-    return _generate(lm, prompt, rules, preset, seed)
+    return _generate(lm, prompt, rules, preset, seed, without)
 
 
-def _generate(lm: Reader, prompt: Sequence[int], rules: Rules, preset: Preset | None, seed: int) -> Iterator[int]:
+def _generate(
+    lm: Reader, prompt: Sequence[int], rules: Rules, preset: Preset | None, seed: int, without: Sequence[int]
+) -> Iterator[int]:
     generator = torch.Generator().manual_seed(seed % 2**63)
     session = lm.open()
     seen = torch.zeros(lm.rows, dtype=torch.bool, device=lm.device)
     seen[torch.tensor(prompt, device=lm.device)] = True
     state = rules.begin(prompt)
     unread = list(prompt)
+    blank, unread_blank = None, list(without)
     while not state.done:
         allowed = rules.allowed(state)
         if len(allowed) == 1:
             token = allowed.spans[0][0]
         else:
+            sampler = GREEDY if preset is None else preset[allowed.kind]
             scores = lm.scores(session.read(unread), allowed)
             unread = []
+            if without and sampler.guidance != 1:
+                blank = blank or lm.open()
+                plain = lm.scores(blank.read(unread_blank), allowed)
+                unread_blank = []
+                scores = plain + sampler.guidance * (scores - plain)
             been = torch.cat([seen[low:high] for low, high in allowed.spans])
-            index = choose(scores, been, GREEDY if preset is None else preset[allowed.kind], generator)
+            index = choose(scores, been, sampler, generator)
             token = _id(allowed, index)
         seen[token] = True
         unread.append(token)
+        unread_blank.append(token)
         state = rules.advance(state, token)
         yield token
 

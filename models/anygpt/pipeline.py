@@ -80,7 +80,9 @@ class AnyGPT:
         opening = templates.encode(templates.opening(template, medium), self.words)
         system = (*self.words.begin, *templates.encode(templates.system(template), self.words))
         prompt, left_out = trim(system, whole, self.lm.window - s.tokens - len(opening))
-        ids = generate(self.lm, [*prompt, *opening], grammar, _preset(s), s.seed)
+        empty = templates.encode(templates.user(template, []), self.words)
+        without = (*system, *empty, *opening)
+        ids = generate(self.lm, [*prompt, *opening], grammar, _preset(s), s.seed, without)
         begun = _begun(opening, medium)
         opened = opening[: len(opening) - len(begun)]
         return Reply(self, s, opened, begun, ids, on_token, left_out, (*prompt, *opened))

@@ -16,6 +16,9 @@ from models.errors import BadInput
 class Sampler:
     """temperature: 0 takes the likeliest. top_k: 0 keeps all. repetition: 1 is none.
 
+    guidance: how far scores are taken away from those of the same stream without the request (classifier-free guidance,
+    arXiv 2207.12598, as MusicGen has it for codes, arXiv 2306.05284); 1 is none.
+
     Raises:
         BadInput: a value outside its range.
     """
@@ -24,6 +27,7 @@ class Sampler:
     top_p: float = 1.0
     top_k: int = 0
     repetition: float = 1.0
+    guidance: float = 1.0
 
     def __post_init__(self) -> None:
         if not 0 <= self.temperature <= 10:
@@ -34,6 +38,8 @@ class Sampler:
             raise BadInput(f"Top-k is {self.top_k}; it can be 0 (all) or more.")
         if not 0.1 <= self.repetition <= 10:
             raise BadInput(f"The repetition penalty is {self.repetition}; it can be 0.1 to 10, and 1 is none.")
+        if not 0 <= self.guidance <= 20:
+            raise BadInput(f"The guidance is {self.guidance}; it can be 0 to 20, and 1 is none.")
 
 
 GREEDY = Sampler(temperature=0.0)

@@ -45,7 +45,11 @@ class Merged:
 
     def add(self, k: Tensor, v: Tensor) -> None:
         """Keys and values (KV heads, S, head_dim) that all rows see."""
-        self.part = merge([self.part, attend(self.q, k, v)])
+        self.join(attend(self.q, k, v))
+
+    def join(self, part: Part) -> None:
+        """What all rows saw elsewhere."""
+        self.part = merge([self.part, part])
 
     def result(self) -> Tensor:
         """(T, heads * head_dim)."""

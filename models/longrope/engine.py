@@ -6,8 +6,8 @@ chunk itself; the parts are merged exactly. No logits but the last row's, no sco
 exact: every token sees all before it. blockwise: tokens of the context see their own block and the anchor, the first
 tokens of the text (after Star Attention, arXiv 2411.17116), as if the block came right after the anchor: a short text
 inside the trained window, read with the model's own angles. The question at the end sees everything, at its true
-position and with the method's angles. streaming: a few first tokens and a recent window, positions counted inside
-(StreamingLLM, arXiv 2309.17453), the control that must fail.
+position and with the method's angles. Blocks that say the same are read once (`pages`). streaming: a few first tokens
+and a recent window, positions counted inside (StreamingLLM, arXiv 2309.17453), the control that must fail.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from models.errors import BadInput, OutOfMemory, is_out_of_memory
-from models.longrope.attention import attend, fold, merge, sight, unfold
+from models.longrope.attention import Merged, attend, fold, merge, sight, unfold
 from models.longrope.cache import KVCache
 from models.longrope.cost import KV_BITS
 from models.longrope.network import (
@@ -41,6 +41,7 @@ from models.longrope.network import (
     rms_norm,
     rotate,
 )
+from models.longrope.pages import Pages, look, page_rope
 from models.longrope.rope import MAX_POSITION, RopeScaling, scaling
 
 T = TypeVar("T")
@@ -98,7 +99,8 @@ class Piece:
 
 @dataclass
 class Completion:
-    """The answer's token ids, how it was made, and seconds. prompt: tokens read; kv_bytes: the cache's size."""
+    """The answer's token ids, how it was made, and seconds. prompt: its tokens; kv_bytes: the cache's size; copied:
+    tokens that were not read, for their blocks say what earlier ones say (blockwise)."""
 
     ids: list[int]
     mode: str
@@ -109,6 +111,7 @@ class Completion:
     decode_seconds: float
     kv_bytes: int
     notes: tuple[str, ...] = field(default=())
+    copied: int = 0
 
 
 def plan(tokens: int, reading: Reading) -> list[Piece]:
@@ -167,28 +170,28 @@ class Block:
 
 
 class Session:
-    """One request: its cache, its rotary table and how far it has read. Exact and blockwise reading."""
+    """One request: its cache, its rotary table and how far it has read. Exact reading."""
 
-    def __init__(
-        self,
-        config: LlamaConfig,
-        rope: RopeScaling,
-        reading: Reading,
-        capacity: int,
-        device: str,
-        dtype: torch.dtype = torch.float32,
-    ) -> None:
+    copied = 0
+
+    def __init__(self, config: LlamaConfig, rope: RopeScaling, reading: Reading, capacity: int, device: str) -> None:
         self.config, self.rope, self.reading, self.device = config, rope, reading, device
         self.capacity, self.length = capacity, 0
         self.cache = KVCache(
             config.layers, config.kv_heads, config.head_dim, capacity, str(reading.kv), device, reading.folder
         )
         self.angles = _Angles(reading, device)
-        self.block = Block(config, rope, reading, dtype, device) if reading.mode == "blockwise" else None
 
     @property
     def nbytes(self) -> int:
         return self.cache.nbytes
+
+    def begin(self, tokens: Tensor) -> None:
+        """See `BlockwiseSession.begin`; here nothing needs to be known before."""
+
+    def skip(self, piece: Piece, keep: int) -> bool:
+        """Nothing is: every token sees all before it."""
+        return False
 
     def attend(
         self, layer: int, q: Tensor, k: Tensor, v: Tensor, piece: Piece, first: int, tick: Callable[[], None]
@@ -198,11 +201,8 @@ class Session:
         q: (T, heads, head_dim), k, v: (T, KV heads, head_dim), not rotated. Returns (T - first, heads * head_dim).
         """
         cos, sin = self.angles.get(self.rope, layer, piece.start, piece.stop)
-        raw, k, v = k, rotate(k, cos, sin).transpose(0, 1), v.transpose(0, 1)
+        k, v = rotate(k, cos, sin).transpose(0, 1), v.transpose(0, 1)
         self.cache.write(layer, piece.start, k, v)
-        if self.block is not None and piece.block is not None:
-            tick()
-            return self.block.attend(layer, q, raw, v.transpose(0, 1), piece, first)
         if first == len(q):
             return q.new_empty(0, q.shape[1] * q.shape[2])
         rows = rotate(q[first:], cos[first:], sin[first:])
@@ -215,8 +215,84 @@ class Session:
         return seen.result()
 
 
+class BlockwiseSession:
+    """One request read blockwise. The context is kept in pages, of which blocks that say the same have one."""
+
+    def __init__(
+        self,
+        config: LlamaConfig,
+        rope: RopeScaling,
+        reading: Reading,
+        capacity: int,
+        device: str,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        self.config, self.rope, self.reading, self.device = config, rope, reading, device
+        self.dtype, self.capacity, self.length, self.copied = dtype, capacity, 0, 0
+        self.later = page_rope(rope, reading.block, reading.block)  # of all blocks but the first
+        self.angles = _Angles(reading, device)
+        self.block = Block(config, rope, reading, dtype, device)
+        self.pages: Pages | None = None
+
+    @property
+    def nbytes(self) -> int:
+        return 0 if self.pages is None else self.pages.cache.nbytes + self.tail.nbytes
+
+    def begin(self, tokens: Tensor) -> None:
+        """Says which prompt is coming, int64 (T,).
+
+        Raises `OutOfMemory` if the pages do not fit.
+        """
+        c, r = self.config, self.reading
+        context = max(len(tokens) - r.question, 0)
+        self.pages = Pages(tokens[:context], r.block)
+        kept = self.pages.kept + self.capacity - context
+        name = next(name for name, dtype in DTYPES.items() if dtype == self.dtype)
+        check_memory(memory_needed(c, kept, r, name, loaded=True), available_bytes(self.device))
+        self.pages.allocate(c, str(r.kv), self.device, r.folder)
+        self.tail = KVCache(c.layers, c.kv_heads, c.head_dim, self.capacity - context, str(r.kv), self.device)
+
+    def skip(self, piece: Piece, keep: int) -> bool:
+        """Whether a piece need not be read: an earlier block says the same, and no hidden state of it is wanted."""
+        assert self.pages is not None
+        if piece.block not in self.pages.same or keep < piece.block + self.reading.block:
+            return False
+        self.length, self.copied = piece.stop, self.copied + piece.stop - piece.start
+        return True
+
+    def attend(
+        self, layer: int, q: Tensor, k: Tensor, v: Tensor, piece: Piece, first: int, tick: Callable[[], None]
+    ) -> Tensor:
+        """As `Session.attend`. What comes after the context looks at its pages, wherever those stand."""
+        assert self.pages is not None
+        if piece.block is not None:
+            tick()
+            start = piece.start - piece.block
+            angles = self.angles.get(self.later if piece.block else self.rope, layer, start, start + len(k))
+            self.pages.write(layer, piece.start, rotate(k, *angles).transpose(0, 1), v.transpose(0, 1))
+            return self.block.attend(layer, q, k, v, piece, first)
+        context = self.pages.tokens
+        cos, sin = self.angles.get(self.rope, layer, piece.start, piece.stop)
+        k, v = rotate(k, cos, sin).transpose(0, 1), v.transpose(0, 1)
+        self.tail.write(layer, piece.start - context, k, v)
+        rows = q[first:]
+        if not len(rows):
+            return q.new_empty(0, q.shape[1] * q.shape[2])
+        seen = Merged(rotate(rows, cos[first:], sin[first:]), k, v)
+        for keys, values in self.tail.read(layer, 0, piece.start - context, 1024, q.dtype):
+            seen.add(keys, values)
+        positions = np.arange(piece.start + first, piece.stop)
+        for starts, count in self.pages.places(context):
+            keys, values = self.pages.read(layer, starts[0], count, q.dtype)
+            rope = self.later if starts[0] else self.rope
+            seen.join(look(rows, positions, keys, values, starts, rope, layer, tick))
+        return seen.result()
+
+
 class StreamingSession:
     """StreamingLLM: the cache holds `sinks` first and `recent` latest tokens, however long the text."""
+
+    copied = 0
 
     def __init__(self, config: LlamaConfig, rope: RopeScaling, reading: Reading, device: str) -> None:
         self.config, self.rope, self.reading, self.device = config, rope, reading, device
@@ -229,6 +305,13 @@ class StreamingSession:
     @property
     def nbytes(self) -> int:
         return sum(x.numel() * x.element_size() for kept in self.kept for pair in kept.values() for x in pair)
+
+    def begin(self, tokens: Tensor) -> None:
+        """As `Session.begin`."""
+
+    def skip(self, piece: Piece, keep: int) -> bool:
+        """As `Session.skip`."""
+        return False
 
     def attend(
         self, layer: int, q: Tensor, k: Tensor, v: Tensor, piece: Piece, first: int, tick: Callable[[], None]
@@ -270,7 +353,7 @@ class StreamingSession:
         kept["recent"] = (near_k[:, -r.recent :].to(dtype).clone(), near_v[:, -r.recent :].to(dtype).clone())
 
 
-AnySession = Session | StreamingSession
+AnySession = Session | BlockwiseSession | StreamingSession
 
 
 class Reader(Protocol):
@@ -317,10 +400,12 @@ class Engine:
         check_rope(c, rope)
         if capacity > MAX_POSITION + 1:
             raise BadInput(f"{capacity:,} tokens are too many. At most {MAX_POSITION + 1:,} can be read.")
+        if reading.mode == "blockwise":  # what it needs is known when the prompt is
+            return BlockwiseSession(c, rope, reading, capacity, self.device, DTYPES[self.dtype])
         check_memory(memory_needed(c, capacity, reading, self.dtype, loaded=True), available_bytes(self.device))
         if reading.mode == "streaming":
             return StreamingSession(c, rope, reading, self.device)
-        return guarded(lambda: Session(c, rope, reading, capacity, self.device, DTYPES[self.dtype]))
+        return guarded(lambda: Session(c, rope, reading, capacity, self.device))
 
     def settled(self, reading: Reading) -> Reading:
         """Checked, and with the cache's number format."""
@@ -383,6 +468,7 @@ class Engine:
             time.perf_counter() - prefilled,
             session.nbytes,
             session.rope.notes,
+            session.copied,
         )
 
     @torch.inference_mode()
@@ -473,10 +559,12 @@ class Engine:
             raise BadInput(f"The prompt has {len(tokens):,} tokens and the session holds {session.capacity:,}.")
         report = _Report(progress)
         kept = []
+        session.begin(tokens)
         for piece in plan(len(tokens), session.reading):
             first = min(max(keep - piece.start, 0), piece.stop - piece.start)
             report.begin(piece, self.config.layers)
-            kept.append(self.read_piece(session, tokens[piece.start : piece.stop], piece, first, report.tick))
+            if not session.skip(piece, keep):
+                kept.append(self.read_piece(session, tokens[piece.start : piece.stop], piece, first, report.tick))
             report.end(piece)
         return torch.cat(kept)
 

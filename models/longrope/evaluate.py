@@ -59,8 +59,7 @@ def method_scaling(model: Model, method: str, length: int, table: Path | None) -
 
 def _method_scaling(model: Model, method: str, length: int, table: Path | None) -> tuple[str, RopeScaling]:
     if method == "longrope" and table is None and length > max(searched_lengths(model.tables), default=length):
-        seed = _stretched(model, length)[0]
-        return "longrope stretched", model.scaling("longrope", length, seed.factors)
+        return "longrope stretched", model.scaling_at("longrope", length)
     if method == "longrope" and table is not None:
         factors, _ = read_csv(table.read_bytes(), model.config.rotary_dim // 2)
         return f"longrope {table.stem}", model.scaling("longrope", length, factors)
@@ -112,9 +111,10 @@ def _named(key: tuple[Any, ...]) -> dict[str, Any]:
 def blockwise(model: Model, args: argparse.Namespace) -> None:
     """Whole prompts that share one haystack, read once: all methods, lengths and needles look at the same blocks.
 
-    First the haystack is read up to each length in turn and one question answered, which is timed; lengths that
-    `--minutes` do not suffice for are left out. Then come the trials. A key is right where each of its tokens is the
-    likeliest after those before it: greedy decoding would say it.
+    First the haystack is read up to each length in turn and one question answered, which is timed (a block that says
+    what an earlier one says is not read again); lengths that `--minutes` do not suffice for are left out. Then come the
+    trials. A key is right where each of its tokens is the likeliest after those before it: greedy decoding would say
+    it.
     """
     log, lengths = _Log(args.runs / "blockwise.jsonl"), sorted(args.lengths)
     reading = Reading("blockwise", args.kv, chunk=512, block=args.block, anchor=args.anchor, folder=args.folder)
@@ -165,9 +165,11 @@ def _read_on(
     def note(**row: Any) -> None:
         same = {"threads": torch.get_num_threads(), **setting, "in_files": args.folder is not None}
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
-        row = {**row, **same, "peak_gigabytes": peak, "load_average": os.getloadavg()[0]}
+        block, end = args.block, row["read"]
+        copied = block * sum(start + block <= end for start in haystack.pages.same)
+        row = {**row, **same, "copied": copied, "peak_gigabytes": peak, "load_average": os.getloadavg()[0]}
         result = {"model": model.name, "commands": [provenance()["command"]], "rows": [row]}
-        _record(path, result, "length", *same)
+        _record(path, result, "length", "copied", *same)
 
     for length in lengths:
         tokens = len(context(model, length))

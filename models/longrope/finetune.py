@@ -33,7 +33,7 @@ from models.longrope.network import LlamaConfig, Weights, rms_norm
 from models.longrope.pipeline import Model
 from models.longrope.retrieval import make_prompt
 from models.longrope.rope import RopeScaling, scaling
-from models.longrope.tables import SEARCHED, searched_lengths, stretched, write_csv
+from models.longrope.tables import SEARCHED, write_csv
 from models.records import provenance, record
 from models.weights import ASSETS
 
@@ -276,21 +276,13 @@ def ship(out: Path) -> Path:
         "log": content["log"],
     }
     model, length = longrope.load(device="cpu"), recipe["length"]
-    factors = table_for(model, length).rescale_factors
+    factors = model.scaling_at("longrope", length).rescale_factors
     (SEARCHED / f"{adapter.TABLES}-{length}.csv").write_text(write_csv(factors))
     table = {"model": model.name, "original_length": model.window, "target_length": length, "magnitude": "su",
              "objective": "the longest searched table, stretched to this length; the model was fine-tuned with it",
              "fine_tuned": True, "licence": "same as this repository"}  # fmt: skip
     record(SEARCHED / f"{adapter.TABLES}-{length}.json", table)
     return shipping.ship(Path(adapter.FILE).stem, content["network"], card, ASSETS / "longrope")
-
-
-def table_for(model: Model, length: int) -> RopeScaling:
-    """The factors to train with: those searched for the length, or the longest searched ones stretched to it."""
-    if length in searched_lengths(model.tables):
-        return model.scaling_at("longrope", length)
-    ((_, factors), *_) = stretched(model.tables, model.window, length, model.config.rotary_dim // 2)
-    return model.scaling("longrope", length, factors)
 
 
 def read_text(folder: Path | None, seed: int, characters: int = 2_000_000) -> str:
@@ -321,7 +313,7 @@ def main() -> None:
     with (args.out / STARTS).open("a") as file:
         start = {"step": training.step, "command": provenance()["command"], "recipe": vars(recipe)}
         file.write(json.dumps(start) + "\n")
-    run(training, table_for(model, recipe.length), text, args.minutes)
+    run(training, model.scaling_at("longrope", recipe.length), text, args.minutes)
 
 
 if __name__ == "__main__":

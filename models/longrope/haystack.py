@@ -3,14 +3,15 @@
 Blocks are read as in blockwise mode, so a needle changes nothing but the rest of its own block: only that is read again
 for each prompt. Keys are kept as they are before rotation and turned when they are looked at. Each block was read at
 positions inside the trained window with the model's own angles; the method's angles and the true positions are what the
-question sees. So one reading serves every method, and every length up to its own.
+question sees. So one reading serves every method, and every length up to its own; and a block that says what an earlier
+one said, as those of the usual filler do, has the same keys and values: it is neither read nor kept again.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -34,9 +35,8 @@ from models.longrope.engine import (
     plan,
 )
 from models.longrope.network import mlp, project, rotate
+from models.longrope.pages import Pages, look, page_rope
 from models.longrope.rope import MAX_POSITION, RopeScaling, scaling
-
-STRETCH = 4096  # keys turned and looked at together
 
 
 @dataclass
@@ -59,6 +59,10 @@ class _Branch:
     @property
     def length(self) -> int:
         return self.context + (self.tail[0][0].shape[1] if self.tail else 0)
+
+    def has_changed(self, start: int) -> bool:
+        """Whether the block that begins there is another one in this prompt."""
+        return self.change is not None and self.change.start <= start < self.change.stop
 
     def extend(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """All keys and values since the context, with these (KV heads, T, head_dim) at the end."""
@@ -92,14 +96,15 @@ class Haystack:
             )
         if len(ids) > MAX_POSITION + 1:
             raise BadInput(f"{len(ids):,} tokens are too many. At most {MAX_POSITION + 1:,} can be read.")
-        check_memory(memory_needed(c, len(ids), reading, engine.dtype, loaded=True), available_bytes(engine.device))
         self.engine, self.reading = engine, reading
+        self.tokens = engine.tokens(ids)
+        self.pages = Pages(self.tokens, reading.block)  # keys are kept there as they are before rotation
+        needed = memory_needed(c, self.pages.kept, reading, engine.dtype, loaded=True)
+        check_memory(needed, available_bytes(engine.device))
+        self.pages.allocate(c, str(reading.kv), engine.device, reading.folder)
         self.read = self.length = 0
         plain = scaling("none", c.rotary_dim, c.base, c.window, c.window)
         self.block = Block(c, plain, reading, DTYPES[engine.dtype], engine.device)
-        self.far: tuple[object, tuple[Tensor, Tensor]] | None = None
-        self.tokens = engine.tokens(ids)
-        self.cache = self._empty(len(ids), reading)
         self.change: Change | None = None  # being read now
 
     @torch.inference_mode()
@@ -113,14 +118,11 @@ class Haystack:
         for piece in self._pieces(block_end):
             if piece.start < before:  # a block that was begun begins anew: changes were read since, perhaps
                 continue
-            self._piece(self.tokens, piece)
+            if piece.block not in self.pages.same:
+                self._piece(self.tokens, piece)
             self.read = piece.stop
             if progress is not None:
                 progress(piece.stop, (piece.stop - before) / (time.perf_counter() - started))
-
-    def _empty(self, capacity: int, reading: Reading) -> KVCache:
-        c = self.engine.config
-        return KVCache(c.layers, c.kv_heads, c.head_dim, capacity, str(reading.kv), self.engine.device, reading.folder)
 
     def _pieces(self, tokens: int) -> list[Piece]:
         question = self.reading.question
@@ -138,24 +140,20 @@ class Haystack:
         """As `Session.attend`, for pieces of the context; keys are stored as they are before rotation."""
         keys, values = k.transpose(0, 1), v.transpose(0, 1)
         if self.change is None:
-            self.cache.write(layer, piece.start, keys, values)
+            self.pages.write(layer, piece.start, keys, values)
         else:
             self.change.cache.write(layer, piece.start - self.change.start, keys, values)
         return self.block.attend(layer, q, k, v, piece, first)
 
     def stored(
-        self, layer: int, start: int, stop: int, change: Change | None, dtype: torch.dtype
+        self, layer: int, start: int, count: int, change: Change | None, dtype: torch.dtype
     ) -> tuple[Tensor, Tensor]:
-        """Keys, not rotated, and values (KV heads, stop - start, head_dim) with a prompt's changes."""
-        ((keys, values),) = self.cache.read(layer, start, stop, stop - start, dtype)
-        if change is None or change.stop <= start or stop <= change.start:
-            return keys, values
-        low, high = max(start, change.start), min(stop, change.stop)
-        at = low - change.start
-        ((new_keys, new_values),) = change.cache.read(layer, at, at + high - low, high - low, dtype)
-        keys, values = keys.clone(), values.clone()
-        keys[:, low - start : high - start] = new_keys
-        values[:, low - start : high - start] = new_values
+        """Keys, not rotated, and values (KV heads, count, head_dim) of the block at `start`, or of what a prompt
+        has there."""
+        if change is None:
+            return self.pages.read(layer, start, count, dtype)
+        at = start - change.start
+        ((keys, values),) = change.cache.read(layer, at, at + count, count, dtype)
         return keys, values
 
     @torch.inference_mode()
@@ -177,7 +175,9 @@ class Haystack:
         begin, end = first // size * size, (last // size + 1) * size
         pieces = [piece for piece in self._pieces(len(ids)) if begin <= piece.start < end]
         start, stop = pieces[0].start, pieces[-1].stop
-        self.change = Change(start, stop, self._empty(stop - start, replace(self.reading, folder=None)))
+        c = self.engine.config
+        room = KVCache(c.layers, c.kv_heads, c.head_dim, stop - start, str(self.reading.kv), self.engine.device)
+        self.change = Change(start, stop, room)
         try:
             for piece in pieces:
                 self._piece(tokens, piece)
@@ -252,57 +252,49 @@ class Haystack:
                 branches, *(y.split(rows) for y in project(layer, engine.config, x)), strict=True
             ):
                 keys, values = branch.extend(index, rotate(k, cos, sin).transpose(0, 1), v.transpose(0, 1))
-                queries.append(fold(rotate(q, cos, sin), engine.config.kv_heads))
-                parts.append(
-                    attend(queries[-1], keys, values) if rows == 1 else attend_causal(queries[-1], keys, values)
-                )
-            seen = self._look(rope, index, branches, torch.stack(queries, 2), _stacked(parts))
+                queries.append(q)
+                turned = fold(rotate(q, cos, sin), engine.config.kv_heads)
+                parts.append(attend(turned, keys, values) if rows == 1 else attend_causal(turned, keys, values))
+            seen = self._look(rope, index, branches, torch.stack(queries), _stacked(parts))
             x = mlp(layer, engine.config, torch.addmm(x, seen.to(x.dtype), layer.output.T))
         return x.unflatten(0, (count, rows))
 
     def _look(self, rope: RopeScaling, layer: int, branches: Sequence[_Branch], queries: Tensor, seen: Part) -> Tensor:
-        """All branches look at the context; what they share is turned once.
+        """All branches look at the context; what they share is looked at by all at once.
 
-        queries: (KV heads, group, branches, T, head_dim). seen: what they saw of themselves. Returns hidden states
-        (branches * T, heads * head_dim).
+        queries: (branches, T, heads, head_dim), not rotated. seen: what they saw of themselves, (KV heads, group,
+        branches, T, head_dim). Returns hidden states (branches * T, heads * head_dim).
         """
-        context = branches[0].context
-        cos, sin = self._far(rope, layer, context)
-        for low in range(0, context, STRETCH):
-            high = min(low + STRETCH, context)
-            groups: dict[int | None, list[int]] = {}
-            for index, branch in enumerate(branches):
-                own = branch.change is not None and branch.change.start < high and low < branch.change.stop
-                groups.setdefault(index if own else None, []).append(index)
-            for own_index, members in groups.items():
-                change = None if own_index is None else branches[own_index].change
-                keys, values = self.stored(layer, low, high, change, queries.dtype)
-                keys = _turn(keys, cos[low:high], sin[low:high])
-                rows = queries[:, :, members]
-                out, total = attend(rows.flatten(2, 3), keys, values.contiguous())
-                part = out.unflatten(2, rows.shape[2:4]).float(), total.unflatten(2, rows.shape[2:4])
-                merged = merge([(seen[0][:, :, members], seen[1][:, :, members]), part])
-                seen[0][:, :, members], seen[1][:, :, members] = merged
-        return seen[0].permute(2, 3, 0, 1, 4).flatten(2).flatten(0, 1)
+        context, rows = branches[0].context, queries.shape[1]
+        position = np.arange(branches[0].length - rows, branches[0].length)
 
-    def _far(self, rope: RopeScaling, layer: int, context: int) -> tuple[Tensor, Tensor]:
-        """cos and sin of the whole context, made once for all layers that share a row of factors."""
-        row = layer if rope.rescale_factors.ndim == 2 else 0
-        wanted = (rope, row, context)  # a table equals itself only
-        if self.far is None or self.far[0] != wanted:
-            self.far = wanted, _angles(rope, np.arange(context), row, self.engine.device)
-        return self.far[1]
+        def by(members: list[int], starts: list[int], count: int, change: Change | None) -> None:
+            own = page_rope(rope, starts[0], self.reading.block)
+            cos, sin = _angles(own, np.arange(count), layer, self.engine.device)
+            keys, values = self.stored(layer, starts[0], count, change, queries.dtype)
+            keys = rotate(keys.transpose(0, 1), cos, sin).transpose(0, 1).contiguous()
+            looking, positions = queries[members].flatten(0, 1), np.tile(position, len(members))
+            part = look(looking, positions, keys, values.contiguous(), starts, own, layer)
+            out, total = (x.unflatten(2, (len(members), rows)) for x in part)
+            merged = merge([(seen[0][:, :, members], seen[1][:, :, members]), (out, total)])
+            seen[0][:, :, members], seen[1][:, :, members] = merged
+
+        for starts, count in self.pages.places(context):
+            changed = {start: [i for i, branch in enumerate(branches) if branch.has_changed(start)] for start in starts}
+            if alike := [start for start in starts if not changed[start]]:
+                by(list(range(len(branches))), alike, count, None)
+            for start, those in changed.items():
+                for index in those:
+                    by([index], [start], count, branches[index].change)
+                if those and (others := [i for i in range(len(branches)) if i not in those]):
+                    by(others, [start], count, None)
+        return seen[0].permute(2, 3, 0, 1, 4).flatten(2).flatten(0, 1)
 
 
 def _angles(rope: RopeScaling, positions: np.ndarray, layer: int, device: str) -> tuple[Tensor, Tensor]:
     row = layer if rope.rescale_factors.ndim == 2 else 0
     cos, sin = rope.cos_sin(positions, row)
     return torch.from_numpy(cos).to(device), torch.from_numpy(sin).to(device)
-
-
-def _turn(keys: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotated keys (KV heads, T, head_dim)."""
-    return rotate(keys.transpose(0, 1), cos, sin).transpose(0, 1).contiguous()
 
 
 def _stacked(parts: Sequence[Part]) -> Part:

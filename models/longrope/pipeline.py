@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -12,7 +12,7 @@ from models.longrope.engine import Completion, Engine, Progress, Reading
 from models.longrope.network import LlamaConfig
 from models.longrope.rope import RopeScaling, scaling
 from models.longrope.served import ServedEngine
-from models.longrope.tables import searched
+from models.longrope.tables import searched, searched_lengths, stretched
 from models.longrope.tokenizer import Tokenizer
 
 __all__ = ["Answer", "Model", "Reading"]
@@ -67,14 +67,20 @@ class Model:
 
     def scaling_at(self, method: str, length: int) -> RopeScaling:
         """The factors a method has for a prompt of `length` tokens: plain within the trained window, as LongRoPE's
-        readjustment for short inputs wants (paper section 3.3); for longrope the table searched for that length.
-        A server has only "server", its own."""
+        readjustment for short inputs wants (paper section 3.3); for longrope the table searched for that length, or
+        beyond those the longest of them stretched, with a note. A server has only "server", its own."""
         if isinstance(self.engine, ServedEngine):
             return self.engine.scaling(method)
         if length <= self.window:
             return self.scaling("none", self.window)
         if method == "longrope":
-            target, factors = searched(self.tables, length, self.config.rotary_dim // 2)
+            pairs = self.config.rotary_dim // 2
+            if length > max(searched_lengths(self.tables), default=length):
+                (shorter, factors), *_ = stretched(self.tables, self.window, length, pairs)
+                rope = self.scaling("longrope", length, factors)
+                note = f"No table was searched for {length:,} tokens: the one for {shorter:,} is stretched to them."
+                return replace(rope, notes=(*rope.notes, note))
+            target, factors = searched(self.tables, length, pairs)
             return self.scaling("longrope", target, factors)
         return self.scaling(method, length)
 

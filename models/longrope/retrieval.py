@@ -6,6 +6,7 @@ all; the filler is never cut inside a word; and the length is counted in tokens,
 
 from __future__ import annotations
 
+import bisect
 import math
 import random
 import re
@@ -13,8 +14,11 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
+import torch
+
 from models.errors import BadInput
 from models.longrope.engine import Progress, Reading, plan
+from models.longrope.pages import repeated
 from models.longrope.pipeline import Model
 from models.longrope.rope import MAX_POSITION, RopeScaling
 
@@ -70,7 +74,7 @@ class Prompt:
 
 @dataclass(frozen=True)
 class Trial:
-    """One prompt, one method, one answer."""
+    """One prompt, one method, one answer. copied: tokens that were not read, see `engine.Completion`."""
 
     method: str
     mode: str
@@ -85,6 +89,7 @@ class Trial:
     tokens_per_second: float
     seconds: float
     kv_bytes: int
+    copied: int = 0
 
 
 def make_prompt(
@@ -173,7 +178,7 @@ def run(
 ) -> Trial:
     """Asks once, greedily. `progress(tokens read, tokens/s)` may raise `Cancelled`."""
     started = time.perf_counter()
-    reading = replace(reading, question=max(reading.question, prompt.question_tokens))
+    reading = replace(reading, question=prompt.question_tokens)
     answer = model.complete(prompt.ids, _answer_tokens(model, prompt.key), rope, reading, progress, on_token)
     done = answer.completion
     return Trial(
@@ -190,6 +195,7 @@ def run(
         tokens_per_second=prompt.length / done.prefill_seconds,
         seconds=time.perf_counter() - started,
         kv_bytes=done.kv_bytes,
+        copied=done.copied,
     )
 
 
@@ -215,14 +221,26 @@ def wilson(correct: int, trials: int) -> tuple[float, float]:
     return max(0.0, (middle - spread) / (1 + z * z / trials)), min(1.0, (middle + spread) / (1 + z * z / trials))
 
 
-def work(model: Model, length: int, reading: Reading) -> float:
-    """Floating-point operations to read `length` tokens."""
-    c = model.config
-    pairs = sum(
-        (p.stop - p.start) * (sum(high - low for low, high in p.visible) + (p.stop - p.start) / 2)
-        for p in plan(length, reading)
-    )
-    return 2.0 * c.parameters * length + 4.0 * c.layers * c.heads * c.head_dim * pairs
+def share_done(model: Model, prompt: Prompt, reading: Reading) -> Callable[[int], float]:
+    """The share of a reading's floating-point operations that is done once so many tokens are read: later tokens see
+    more than early ones, and a block that says what an earlier one said costs nothing."""
+    c, reading = model.config, replace(reading, question=prompt.question_tokens)
+    ends, done, total = [0], [0.0], 0.0
+    same: dict[int, int] = {}
+    if reading.mode == "blockwise":
+        same = repeated(torch.tensor(prompt.ids[: -reading.question]), reading.block)
+    for piece in plan(prompt.length, reading):
+        if piece.block not in same:
+            rows = piece.stop - piece.start
+            seen = sum(high - low for low, high in piece.visible) + rows / 2
+            total += 2.0 * c.parameters * rows + 4.0 * c.layers * c.heads * c.head_dim * rows * seen
+        ends.append(piece.stop)
+        done.append(total)
+
+    def share(tokens: int) -> float:
+        return done[bisect.bisect_right(ends, tokens) - 1] / total
+
+    return share
 
 
 def _filling(

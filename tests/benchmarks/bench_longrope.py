@@ -36,7 +36,8 @@ def ours(length: int, mode: str = "exact", kv: str | None = None) -> dict:
     model.complete(ids[:256], 2)  # warm-up
     with Clock() as clock:
         answer = model.complete(ids, NEW_TOKENS, reading=Reading(mode=mode, kv=kv))
-    return {"tokens": len(ids), **clock.read, "dtype": model.engine.dtype, "answer": answer.completion.ids}
+    done = answer.completion
+    return {"tokens": len(ids), **clock.read, "dtype": model.engine.dtype, "copied": done.copied, "answer": done.ids}
 
 
 def theirs(length: int, dtype: str) -> dict:

@@ -32,6 +32,14 @@ def test_passkey_is_found(client):
     assert "1 of 1" in summary and "interval" in summary
 
 
+def test_a_key_in_a_quarter_of_a_million_tokens_is_found_while_one_waits(client):
+    """32 times the trained window: blocks that say the same are read once, and the page says how much that was."""
+    wanted = {"power": 18, "depth": 0.4, "seed": 3, "methods": ["longrope_tuned"], "mode": "blockwise", "kv": "int8"}
+    _, progress, table, summary, _ = ask(client, **wanted)
+    assert "Done" in progress and " of 262,124 tokens were not read" in progress
+    assert table["data"][0][6] == "yes" and "1 of 1" in summary
+
+
 def test_a_sentence_of_ones_own_in_a_text_of_ones_own(client):
     prompt, _, table, *_ = ask(
         client, text="The rain fell. Nobody spoke. A dog barked far away. ", needle="<b>Anna</b> likes 31415.",

@@ -169,7 +169,7 @@ def _day(result: dict[str, Any]) -> list[str]:
                     "without it (medians).")  # fmt: skip
     if (slope := memory["slope_mb_per_minute"]) is not None:
         interval = f"{slope['low']:+.1f} to {slope['high']:+.1f}"
-        said.append(f"Memory: at most {memory['most_mb']:,.0f} MB; in the second half {slope['slope']:+.1f} MB a "
+        said.append(f"Memory: at most {memory['most_mb']:,.0f} MB; after the warm-up {slope['slope']:+.1f} MB a "
                     f"minute, 95 % interval {interval}.")  # fmt: skip
     return [*said, f"Promises that were broken: {'; '.join(result['broken']) or 'none'}."]
 

@@ -31,6 +31,7 @@ THINK = {  # seconds between a result and the next action, on average
 WATCHED = 60.0  # seconds a camera stays on
 KEYSTROKE = 0.2  # seconds
 PASSKEY_POWER = 12  # 2^12 tokens
+LONG_WORDS = 50_000  # of the long run's own text: no block of it repeats another, so all are read
 LONG_POWERS = (21, 20, 19, 18)  # of two: tokens, the next one where there is no memory for the one before
 NO_ROOM = "GB are available"
 PROMPTS = ("a blue apple", "cat with sunglasses", "two pears", "fox on a pink background", "car and tree")
@@ -180,8 +181,8 @@ async def passkey(visitor: Visitor, tally: Tally, chance: random.Random) -> None
 
 
 async def long_run(visitor: Visitor, tally: Tally, chance: random.Random) -> None:
-    """Reads two million tokens, blockwise, until `long_until`; then presses Cancel. Where the app says that the machine
-    has no memory for so many, half of them."""
+    """Reads two million tokens of a text without repeated blocks, blockwise, until `long_until`; then presses Cancel.
+    Where the app says that the machine has no memory for so many, half of them."""
     if tally.long_run or not tally.long_until:
         await tally.stop.wait()
         return
@@ -203,8 +204,11 @@ async def long_run(visitor: Visitor, tally: Tally, chance: random.Random) -> Non
 
     button = asyncio.create_task(cancel())
     refused = []
+    words = ("the", "sea", "was", "calm", "and", "nobody", "had", "seen", "a", "ship", "for", "days", "but", "him")
+    text = " ".join(chance.choice(words) for _ in range(LONG_WORDS))
     for power in LONG_POWERS:
-        asked = {"Context length, as a power of two": power, "Attention": "blockwise", "Cache format": "int4"}
+        asked = {"Context length, as a power of two": power, "Attention": "blockwise", "Cache format": "int4",
+                 "Haystack": text}  # fmt: skip
         at = tally.now
         answer = await visitor.ask("longrope_passkey", asked, read)
         if answer.outcome != "error" or NO_ROOM not in answer.why:

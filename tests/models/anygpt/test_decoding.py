@@ -55,6 +55,21 @@ def test_unconstrained_greedy_is_transformers_own(tied, repetition):
     assert len(ours) > 20  # 300 tokens outgrow the first cache buffer
 
 
+@pytest.mark.parametrize("guidance", [0.0, 1.0, 2.5])
+def test_guidance_is_transformers_own(guidance):
+    """Away from what the stream would be without the request; without any of it the request counts for nothing."""
+    model, without = tiny_llama(480, seed=4), [1, 7, 9]
+    preset = {"text": Sampler(temperature=0, guidance=guidance)}
+    found = list(generate(LanguageModel(model), PROMPT, Free(480, [2], 60), preset, without=without))
+    if guidance == 0:
+        assert found == reference(model, without, 60)
+    else:
+        negative = torch.tensor([without])
+        assert found == reference(model, PROMPT, 60, guidance_scale=guidance, negative_prompt_ids=negative)
+    assert (found == list(generate(LanguageModel(model), PROMPT, Free(480, [2], 60)))) == (guidance == 1)
+    assert found != list(generate(LanguageModel(model), PROMPT, Free(480, [2], 60), preset)) or guidance == 1
+
+
 @pytest.mark.parametrize("which", [0, 1])
 def test_other_architectures_plug_in(which):
     model = others()[which]

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch import Tensor
 
 from models.errors import BadInput, Cancelled
 from models.longrope.engine import Engine, Reading
@@ -46,6 +47,15 @@ def test_answers_are_those_of_each_prompt_read_by_itself(engine, haystack, rope)
     assert found == alone and len({tuple(answer) for answer in alone}) > 1
 
 
+def whole(one: Haystack, layer: int, change) -> list[Tensor]:
+    """All keys and values a prompt has in a layer."""
+    blocks = []
+    for start in range(0, len(TEXT), 16):
+        its = change if change is not None and change.start <= start < change.stop else None
+        blocks.append(one.stored(layer, start, min(16, len(TEXT) - start), its, torch.float32))
+    return [torch.cat(part, 1) for part in zip(*blocks, strict=True)]
+
+
 @pytest.mark.parametrize("kv", ["float32", "int8", "int4"])
 @pytest.mark.parametrize("at", [8, 14, 33, 50])
 def test_the_cache_with_a_needle_is_that_of_a_fresh_reading_bit_for_bit(engine, kv, at):
@@ -54,12 +64,12 @@ def test_the_cache_with_a_needle_is_that_of_a_fresh_reading_bit_for_bit(engine, 
     change = shared.changed(hidden(at))
     fresh = read(engine, hidden(at), reading)
     for layer in range(CONFIG.layers):
-        mine, its = (one.stored(layer, 0, len(TEXT), c, torch.float32) for one, c in ((shared, change), (fresh, None)))
+        mine, its = (whole(one, layer, c) for one, c in ((shared, change), (fresh, None)))
         assert all(torch.equal(a, b) for a, b in zip(mine, its, strict=True))
     assert shared.changed(TEXT) is None  # and reading a needle leaves the haystack as it was
     again = read(engine, TEXT, reading)
     for layer in range(CONFIG.layers):
-        pair = zip(shared.cache.stores[layer], again.cache.stores[layer], strict=True)
+        pair = zip(shared.pages.cache.stores[layer], again.pages.cache.stores[layer], strict=True)
         assert all(torch.equal(a.numbers, b.numbers) for a, b in pair)
 
 
@@ -113,7 +123,7 @@ def test_reading_goes_on_and_what_was_read_is_asked(engine, haystack):
     assert part.read == 32  # whole blocks
     part.read_to(len(TEXT))
     for layer in range(CONFIG.layers):
-        pair = zip(part.cache.stores[layer], haystack.cache.stores[layer], strict=True)
+        pair = zip(part.pages.cache.stores[layer], haystack.pages.cache.stores[layer], strict=True)
         assert all(torch.equal(a.numbers, b.numbers) for a, b in pair)
     with pytest.raises(BadInput, match="the text has"):
         part.read_to(len(TEXT) + 1)
@@ -129,3 +139,19 @@ def test_needles_in_the_anchor_and_other_modes_are_refused(engine, haystack):
     other = LlamaConfig(**{**vars(CONFIG), "rotary_dim": 8})
     with pytest.raises(BadInput, match="rotary_dim"):
         read(Engine(other, random_weights(other)), TEXT).answers(YARN, 20, [None], QUESTION, 1)
+
+
+def test_a_haystack_of_repeated_words_keeps_each_block_once(engine):
+    unit = TEXT[:24]
+    text = [*TEXT[24:40], *unit * 5]  # after the first block two kinds of block alternate: 24 and 16 have 48 in common
+    reading = Reading(mode="blockwise", chunk=5, block=16, anchor=8, question=5)
+    found = read(engine, text, reading)
+    assert found.pages.kept == 16 + 3 * 16 + 8 and len(text) == 136
+    prompt = [*text[:70], 90, 91, 92, *text[73:]]
+    for context in (text, prompt, text[:100], prompt[:100]):
+        mine = found.answers(YARN, len(context), [found.changed(context)], QUESTION, 6)
+        plain = Haystack(engine, context, reading)
+        plain.pages.same.clear()  # reads every block, into the page it shares
+        plain.read_to(len(context))
+        assert mine == plain.answers(YARN, len(context), [None], QUESTION, 6)
+        assert mine == [engine.complete([*context, *QUESTION], 6, YARN, reading).ids]
