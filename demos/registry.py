@@ -100,7 +100,7 @@ DEMOS: tuple[Demo, ...] = (
         ),
         build="demos.longrope:build",
         example=Example(
-            "A key hidden in a thousand tokens is found; then try 16k, with and without LongRoPE.",
+            "A key hidden in a thousand tokens is found; then try 2 048k, 256 times the trained window.",
             ("[role=tab]:nth-of-type(1)", "#longrope-run"),
         ),
     ),

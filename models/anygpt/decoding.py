@@ -162,12 +162,16 @@ def generate(
     Args:
         prompt: ids, at least one; it may end with a medium's start marker.
         preset: sampling settings by kind; None is greedy.
-        without: the prompt without the request, for kinds with guidance; there is none if it is empty, nor where the
-            model chooses ids itself.
+        without: the prompt without the request, for kinds with guidance; there is none if it is empty.
+
+    Raises:
+        BadInput: an empty prompt, or guidance of a model that chooses ids itself.
     """
     if not prompt:
         raise BadInput("There is nothing to answer: the prompt is empty.")
     if isinstance(lm, Writer):
+        if preset is not None and any(sampler.guidance != 1 for sampler in preset.values()):
+            raise BadInput("A model behind a server cannot be guided by a second stream. Choose another preset.")
         return lm.write(prompt, rules, preset, seed)
     return _generate(lm, prompt, rules, preset, seed, without)
 

@@ -67,7 +67,7 @@ PRESETS: dict[str, Preset] = {
         "text": GREEDY,
         "image": Sampler(temperature=0.5, top_p=0.9),
         "speech": GREEDY,
-        "music": Sampler(temperature=0.9, top_p=0.95),
+        "music": Sampler(temperature=0.5, top_p=0.9, guidance=5.0),
         "audio": Sampler(temperature=0.9, top_p=0.95),
     },
 }

@@ -28,10 +28,9 @@ from torch import Tensor, nn
 
 from models import longrope, shipping
 from models.longrope import adapter
-from models.longrope.engine import Reading
 from models.longrope.network import LlamaConfig, Weights, rms_norm
 from models.longrope.pipeline import Model
-from models.longrope.retrieval import make_prompt
+from models.longrope.retrieval import ANSWER_TOKENS, Prompt, make_prompt
 from models.longrope.rope import RopeScaling, scaling
 from models.longrope.tables import SEARCHED, write_csv
 from models.records import provenance, record
@@ -42,6 +41,7 @@ logger = logging.getLogger(__name__)
 FOLDER = Path("runs/longrope/finetune")
 STARTS = "starts.jsonl"  # in the folder of a run: each time it was started, from which step and how
 RANK = 16
+UNIT = 24  # tokens of filler that stay together
 NEAR_NEEDLE = 24  # tokens on both sides of the needle that stand for themselves only
 SAVE_SECONDS = 120
 
@@ -97,7 +97,7 @@ def lesson(model: Model, recipe: Recipe, rng: random.Random, text: str) -> Lesso
     prompt = make_prompt(model, size, rng.random(), rng.randrange(2**30), haystack)
     ids, first = prompt.answered(model)
     context = prompt.length - prompt.question_tokens
-    far = Reading(jumps=prompt.spread(length)).positions(0, len(ids))
+    far = scattered(prompt, length, rng)[: len(ids)]
     low, high = max(prompt.needle[0] - NEAR_NEEDLE, 0), prompt.needle[1] + NEAR_NEEDLE
     filler = torch.ones(len(ids), dtype=torch.bool)
     filler[low:high] = filler[context:] = False
@@ -105,6 +105,24 @@ def lesson(model: Model, recipe: Recipe, rng: random.Random, text: str) -> Lesso
     weight[filler] = max((length - int((~filler).sum())) / max(int(filler.sum()), 1), 1.0)
     plain = rng.random() < recipe.blockwise
     return Lesson(torch.tensor(ids), context, first, np.arange(len(ids)), far, weight, plain, own)
+
+
+def scattered(prompt: Prompt, length: int, rng: random.Random) -> np.ndarray:
+    """Positions of a prompt in a text of `length` tokens, with room for an answer, int64: the filler stands at many
+    random places, `UNIT` tokens at each, those next to the needle beside it; the needle at its depth, the question at
+    the end.
+    """
+    missing, (first, last), end = length - prompt.length, prompt.needle, prompt.length - prompt.question_tokens
+    skipped = np.zeros(prompt.length + 2 * ANSWER_TOKENS, dtype=np.int64)
+    before = round(missing * prompt.depth)
+    left = list(range(UNIT, first - NEAR_NEEDLE + 1, UNIT)) or [first]
+    right = list(range(last + NEAR_NEEDLE, end + 1, UNIT)) or [end]
+    for places, total in ((left, before), (right, missing - before)):
+        drawn = sorted(rng.random() for _ in places[1:])
+        shares = np.diff([0.0, *drawn, 1.0]) * total
+        gaps = np.diff([0, *np.round(np.cumsum(shares)).astype(np.int64)])
+        np.add.at(skipped, places, gaps)
+    return np.arange(len(skipped)) + np.cumsum(skipped)
 
 
 class Adapted(nn.Module):

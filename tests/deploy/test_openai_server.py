@@ -352,6 +352,12 @@ def test_stopping_a_reply_stops_its_request(random_server, small):
     assert list(ids) == []
 
 
+def test_a_model_behind_a_server_cannot_be_guided(random_server):
+    lm = ServedModel(Completions(Address.parse(random_server.url)), 512)
+    with pytest.raises(BadInput, match="cannot be guided"):
+        generate(lm, [1, 40], Free(400, [2], 5), {"text": Sampler(guidance=2.0)}, without=[1])
+
+
 def test_an_id_that_was_not_allowed_ends_the_reply(random_server, small):
     tokenizer, vocabulary = small
     lm = served_anygpt.ServedModel(Completions(Address.parse(random_server.url)), 512)

@@ -1,5 +1,7 @@
 """The second stage: its network is the engine's, its lessons stand where they say, its state is taken up."""
 
+import random
+
 import numpy as np
 import pytest
 import torch
@@ -8,7 +10,7 @@ from models import longrope
 from models.errors import WeightsCorrupt
 from models.longrope.adapter import put_in
 from models.longrope.engine import Engine, Reading
-from models.longrope.finetune import Adapted, Lesson, losses
+from models.longrope.finetune import NEAR_NEEDLE, Adapted, Lesson, losses, scattered
 from models.longrope.pipeline import Model
 from models.longrope.retrieval import make_prompt
 from models.longrope.rope import scaling
@@ -57,6 +59,20 @@ def test_a_token_weighs_as_many_as_it_stands_for():
     assert torch.allclose(
         network._attend(q, k, v, heavy), network._attend(q, k[:, three], v[:, three], None), atol=1e-6
     )
+
+
+@pytest.mark.parametrize("depth", [0.0, 0.37, 1.0])
+def test_scattered_filler_stands_all_over_the_text_and_the_needle_at_its_depth(depth):
+    model, length = longrope.load(device="cpu"), 1_000_000
+    prompt = make_prompt(model, 400, depth, 2)
+    at = scattered(prompt, length, random.Random(0))
+    first, last = prompt.needle
+    assert (np.diff(at) > 0).all() and at[0] == 0 and at[prompt.length - 1] == length - 1
+    assert abs((at[first] - first) / (length - prompt.length) - depth) < 1e-3
+    beside = at[max(first - NEAR_NEEDLE, 0) : min(last + NEAR_NEEDLE, prompt.length - prompt.question_tokens)]
+    assert (np.diff(beside) == 1).all()  # as in a whole text
+    assert (np.diff(at[prompt.length - prompt.question_tokens :]) == 1).all()
+    assert (np.diff(at) > 1).sum() > 8
 
 
 def test_what_was_trained_is_put_into_the_weights(engine):
