@@ -212,7 +212,8 @@ def _speed(data: Recorded) -> None:
             f"{row['kv']} cache: this engine alone",
             None,
             f"{row['seconds']:.0f} s on {row['threads']} threads",
-            f"peak memory {row['peak_gigabytes']:.1f} GB, load {row['load_average']:.1f}",
+            f"peak memory {row['peak_gigabytes']:.1f} GB, load {row['load_average']:.1f}"
+            + (f"; {row['copied']:,} tokens in repeated blocks not read again" if row.get("copied") else ""),
         )
         for row in data["result"].get("alone", [])
     ]

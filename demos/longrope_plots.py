@@ -24,7 +24,7 @@ def heat_map(answered: Sequence[dict[str, Any]], titles: dict[str, str]) -> Figu
     lengths = sorted({r["target"] for r in answered})
     columns = min(len(methods), PANELS)
     rows = -(-len(methods) // columns)
-    size = max(4.0, 1.6 + columns * max(2.6, 0.95 * len(lengths))), 3.6 * rows
+    size = max(4.0, 1.6 + columns * max(2.6, 1.1 * len(lengths))), 3.6 * rows
     figure = Figure(figsize=size, layout="constrained")
     panels = figure.subplots(rows, columns, sharey=True, squeeze=False)
     for axes in panels.flat[len(methods) :]:
