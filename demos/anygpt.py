@@ -151,14 +151,14 @@ def _chat_tab(handle: ModelHandle[AnyGPT], tier: str) -> None:
     with controls:
         filled = _examples(box, sounds, output, preset)
     talk = gr.State(Talk(), time_to_live=3600, delete_callback=forget)
-    cancel = parts.cancel_by(stop, "anygpt_cancel")
+    cancel = parts.cancel_by(stop, "anygpt_cancel", under, [box.submit], [filled])
     outputs: list[Any] = [chat, box, view, under, save, talk]
     inputs = [cancel, talk, box, sounds, output, preset, template, sampling, seed, longest, *rendering]
 
     @parts.user_errors
     def send_turn(cancel: parts.Cancel, talk: Talk, message: Any, *values: Any) -> Iterator[tuple[Any, ...]]:
-        cancel.update(asked=False, cleared=False)
-        yield from answer(handle, talk, message, Choices(*values), cancel)
+        with parts.turn(cancel):
+            yield from answer(handle, talk, message, Choices(*values), cancel)
 
     job: dict[str, Any] = JOBS | {"show_progress": "minimal", "show_progress_on": under}
     box.submit(send_turn, inputs, outputs, api_name="anygpt_chat", **job)

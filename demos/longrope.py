@@ -250,7 +250,7 @@ def _passkey_tab(handle: ModelHandle, offer: Offer) -> tuple[gr.Textbox, gr.Numb
             heat = gr.Plot(label="Right answers by length and depth", show_label=False, elem_id="longrope-heat")
             clear = gr.Button("Clear the results", size="sm")
     rows = gr.State([], time_to_live=3600)
-    cancel = parts.cancel_by(stop, "longrope_cancel")
+    cancel = parts.cancel_by(stop, "longrope_cancel", progress, [run.click])
 
     known.input(parts.user_errors(_published_text), known, table, api_name="longrope_published")
     power.change(_length_text, power, length, queue=False, show_progress="hidden", api_name="longrope_length")
@@ -259,8 +259,8 @@ def _passkey_tab(handle: ModelHandle, offer: Offer) -> tuple[gr.Textbox, gr.Numb
     @parts.user_errors
     def ask_passkey(rows: list, cancel: parts.Cancel, *values: Any) -> Iterator[tuple[Any, ...]]:
         asked = Question.of(values, offer)
-        cancel["asked"] = False
-        yield from _ask(handle, asked, rows or [], cancel)
+        with parts.turn(cancel):
+            yield from _ask(handle, asked, rows or [], cancel)
 
     run.click(
         ask_passkey,

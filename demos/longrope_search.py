@@ -102,14 +102,14 @@ def search_tab(handle: ModelHandle, table: gr.Textbox, kept: gr.Number, jobs: di
             plot = gr.Plot(label="Best loss so far, and the factors", show_label=False, elem_id="longrope-search-plot")
     found = gr.State(None, time_to_live=3600)
     logs = gr.State(None, time_to_live=3600)  # a private folder: the search's log outlives a stop
-    cancel = parts.cancel_by(stop, "longrope_search_stop")
+    cancel = parts.cancel_by(stop, "longrope_search_stop", progress, [run.click])
 
     @parts.user_errors
     def search_factors(cancel: parts.Cancel, logs: str | None, *values: Any) -> Iterator[tuple[Any, ...]]:
         chosen = Chosen.of(values)
-        cancel["asked"] = False
         folder = logs or str(parts.private_folder())
-        yield from _search(handle, chosen, Path(folder), cancel)
+        with parts.turn(cancel):
+            yield from _search(handle, chosen, Path(folder), cancel)
 
     run.click(
         search_factors, [cancel, logs, scale, preset, seed, objective, text, n_hat],

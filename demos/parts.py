@@ -10,6 +10,7 @@ import queue
 import tempfile
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
@@ -39,6 +40,7 @@ __all__ = [
     "status_html",
     "status_line",
     "streamed",
+    "turn",
     "user_errors",
     "whole",
 ]
@@ -132,22 +134,57 @@ def _data_of(url: str) -> bytes:
         raise BadInput("The frame is not a picture in base64. Send a JPEG or a PNG.") from error
 
 
-Cancel = dict[str, bool]  # {"asked": ...}: one visitor's, shared by the running job and the button
+# One visitor's, shared by a job and its buttons. "asked": to stop; "waiting": in the queue, not begun; "running".
+Cancel = dict[str, bool]
 
 
-def cancel_by(button: gr.Button, api_name: str) -> gr.State:
+def cancel_by(
+    button: gr.Button, api_name: str, said: gr.HTML, starts: Sequence[Any], after: Sequence[Any] = ()
+) -> gr.State:
     """A state whose `"asked"` turns True when `button` is pressed; a long job looks at it and ends itself.
 
     Gradio's own `cancels=` marks the outputs as failed and swallows the next press of the job's button.
-    Each job sets `"asked"` to False when it starts.
+
+    starts: the events that start the job, such as `run.click`, and `after`: the dependencies it starts after. A press
+        of `button` while the job waits in Gradio's queue then holds when its turn comes, and `said` says so.
+    The job is done within `turn`.
     """
     state = gr.State({"asked": False})
+    quiet: dict[str, Any] = {"queue": False, "show_progress": "hidden"}
 
     def ask(cancel: Cancel) -> None:
         cancel["asked"] = True
 
-    button.click(ask, state, None, queue=False, show_progress="hidden", api_name=api_name)
+    def tell(cancel: Cancel) -> Any:
+        return "<p>It has not begun. It will be cancelled when its turn comes.</p>" if _waits(cancel) else gr.skip()
+
+    button.click(ask, state, None, **quiet, api_name=api_name)
+    button.click(tell, state, said, **quiet, api_visibility="private")
+    gr.on(list(starts), _wait, state, None, **quiet, api_visibility="private")
+    for done in after:
+        done.then(_wait, state, None, **quiet, api_visibility="private")
     return state
+
+
+def _wait(cancel: Cancel) -> None:
+    if not cancel.get("running"):
+        cancel.update(dict.fromkeys(cancel, False), waiting=True)
+
+
+def _waits(cancel: Cancel) -> bool:
+    return cancel.get("waiting", False) and not cancel.get("running", False)
+
+
+@contextmanager
+def turn(cancel: Cancel) -> Iterator[None]:
+    """A job, whose turn has come: `asked` is True if it was cancelled while it waited. Over the API nothing waits."""
+    if not cancel.get("waiting"):
+        cancel.update(dict.fromkeys(cancel, False))
+    cancel.update(waiting=False, running=True)
+    try:
+        yield
+    finally:
+        cancel["running"] = False
 
 
 Passing = Callable[[Any], bool]
@@ -202,6 +239,8 @@ def streamed(work: Callable[[Report], None], cancel: Cancel, passing: Passing | 
 
     # Gradio knows by the context whose progress bar it is.
     thread = threading.Thread(target=contextvars.copy_context().run, args=(run,), daemon=True)
+    if cancel["asked"]:
+        raise Cancelled("Stopped, as you asked, before it began.")
     thread.start()
     try:
         while True:

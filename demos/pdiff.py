@@ -118,14 +118,14 @@ def _generate_panel(handles: Handles, state: gr.State) -> gr.Dropdown:
                 latents = gr.Plot(label="Latents, from noise to networks", show_label=False, elem_id="pdiff-latents")
                 accuracy = gr.Plot(label="Accuracy of every network", show_label=False, elem_id="pdiff-accuracy")
             summary = gr.HTML(elem_id="pdiff-summary", min_height=TABLE_HEIGHT)
-    cancel = parts.cancel_by(stop, "pdiff_cancel")
+    cancel = parts.cancel_by(stop, "pdiff_cancel", progress, [run.click])
     number = use_panel(handles, state, zoo, MOST)
 
     @parts.user_errors
     def generate_networks(cancel: parts.Cancel, *values: Any) -> Iterator[tuple[Any, ...]]:
         order = Order.of(values)
-        cancel["asked"] = False
-        yield from _generate(handles[order.zoo], order, cancel)
+        with parts.turn(cancel):
+            yield from _generate(handles[order.zoo], order, cancel)
 
     run.click(
         generate_networks, [cancel, zoo, count, seed, sampler], [progress, latents, accuracy, summary, number, state],

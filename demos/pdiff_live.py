@@ -52,15 +52,15 @@ def live_panel(handle: ModelHandle) -> None:
                 accuracy = gr.Plot(label="Accuracies", show_label=False, elem_id="pdiff-live-accuracy")
                 summary = gr.HTML(elem_id="pdiff-live-summary")
     gr.Markdown(RECIPE)
-    cancel = parts.cancel_by(stop, "pdiff_live_cancel")
+    cancel = parts.cancel_by(stop, "pdiff_live_cancel", progress, [run.click])
 
     @parts.user_errors
     def run_live(cancel: parts.Cancel, checkpoints: float, seed: float) -> Iterator[tuple[Any, ...]]:
         count, number = parts.whole("The number of checkpoints", checkpoints), parts.whole("The seed", seed)
         if not FEWEST <= count <= MOST:
             raise BadInput(f"Collect between {FEWEST} and {MOST} checkpoints; got {count}.")
-        cancel["asked"] = False
-        yield from _live(handle, count, number, cancel)
+        with parts.turn(cancel):
+            yield from _live(handle, count, number, cancel)
 
     run.click(
         run_live, [cancel, checkpoints, seed], [progress, curves, accuracy, summary], **JOBS, api_name="pdiff_live",

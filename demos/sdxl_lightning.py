@@ -159,7 +159,7 @@ def _generate_tab(studio: Studio) -> None:
                 elem_id="sdxl_lightning-gallery", buttons=["download_all"],
             )  # fmt: skip
     kept = gr.State([], time_to_live=3600)  # paths of the PNG files, newest first
-    cancel = parts.cancel_by(stop, "sdxl_lightning_cancel")
+    cancel = parts.cancel_by(stop, "sdxl_lightning_cancel", under, [run.click, prompt.submit])
     controls = [
         prompt,
         steps,
@@ -179,8 +179,8 @@ def _generate_tab(studio: Studio) -> None:
 
     @parts.user_errors
     def generate_pictures(cancel: parts.Cancel, kept: list[str], *values: Any) -> Iterator[tuple[Any, ...]]:
-        cancel["asked"] = False
-        yield from _generate(studio, values, kept, cancel)
+        with parts.turn(cancel):
+            yield from _generate(studio, values, kept, cancel)
 
     job: dict[str, Any] = JOBS | {"show_progress": "minimal", "show_progress_on": under}
     gr.on(

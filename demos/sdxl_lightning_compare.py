@@ -59,12 +59,12 @@ def compare_tab(studio: Studio) -> None:
         interactive=False,
     )
     pictures = gr.State({}, time_to_live=3600)
-    cancel = parts.cancel_by(stop, "sdxl_lightning_compare_cancel")
+    cancel = parts.cancel_by(stop, "sdxl_lightning_compare_cancel", progress, [run.click, prompt.submit])
 
     @parts.user_errors
     def compare_networks(cancel: parts.Cancel, prompt: str, seed: Any) -> Iterator[tuple[Any, ...]]:
-        cancel["asked"] = False
-        yield from _compare(studio, prompt, seed_of(seed), cancel)
+        with parts.turn(cancel):
+            yield from _compare(studio, prompt, seed_of(seed), cancel)
 
     done = gr.on(
         [run.click, prompt.submit], compare_networks, [cancel, prompt, seed], [progress, grid, pictures],

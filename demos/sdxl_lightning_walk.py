@@ -70,18 +70,18 @@ def seeds_and_walks_tab(studio: Studio) -> None:
             )  # fmt: skip
             gif = gr.DownloadButton("Download as GIF", interactive=False, elem_id="sdxl_lightning-walk-gif")
 
-    cancel = parts.cancel_by(stop, "sdxl_lightning_seeds_cancel")
-    cancel_walk = parts.cancel_by(halt, "sdxl_lightning_walk_cancel")
+    cancel = parts.cancel_by(stop, "sdxl_lightning_seeds_cancel", under, [run.click])
+    cancel_walk = parts.cancel_by(halt, "sdxl_lightning_walk_cancel", walked, [walk.click])
 
     @parts.user_errors
     def draw_seeds(cancel: parts.Cancel, prompt: str, steps: Any, first: Any, count: Any) -> Iterator[tuple[Any, ...]]:
-        cancel["asked"] = False
-        yield from _seeds(studio, (prompt, steps, first, count), cancel)
+        with parts.turn(cancel):
+            yield from _seeds(studio, (prompt, steps, first, count), cancel)
 
     @parts.user_errors
     def walk_prompts(cancel: parts.Cancel, *values: Any) -> Iterator[tuple[Any, ...]]:
-        cancel["asked"] = False
-        yield from _walk(studio, values, cancel)
+        with parts.turn(cancel):
+            yield from _walk(studio, values, cancel)
 
     run.click(
         draw_seeds, [cancel, prompt, steps, first, count], [under, grid], api_name="sdxl_lightning_seeds",

@@ -354,15 +354,15 @@ def _video_tab(handles: dict[str, ModelHandle], settings: list[gr.components.Com
         save = _export_row()
     found_state = gr.State(None)
     outputs = [preview, result, progress_text, found_state]
-    cancel = parts.cancel_by(stop, "yolov9_video_cancel")
+    cancel = parts.cancel_by(stop, "yolov9_video_cancel", progress_text, [run.click])
 
     @parts.user_errors
     def detect_video(path: str | None, cancel: parts.Cancel, *values: Any) -> Iterator[tuple[Any, ...]]:
         if path is None:
             raise BadInput("There is no video yet. Drop one, or record one with the camera.")
         chosen = Settings.of(handles, values)
-        cancel["asked"] = False
-        yield from _annotate_video(handles[chosen.weights], chosen, path, cancel)
+        with parts.turn(cancel):
+            yield from _annotate_video(handles[chosen.weights], chosen, path, cancel)
 
     run.click(
         detect_video, [video, cancel, *settings], outputs, **JOBS, api_name="yolov9_video", show_progress="hidden"

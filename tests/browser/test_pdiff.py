@@ -24,6 +24,17 @@ def page(open_page, app_server):
     assert page.problems == []
 
 
+@pytest.fixture
+def other(page):
+    """The page of another visitor."""
+    other = page.context.browser.new_page()
+    other.goto(page.url)
+    other.get_by_role("tab", name="P-diff", exact=True).click()
+    other.locator("#pdiff-run").wait_for()
+    yield other
+    other.close()
+
+
 def test_generate_pick_draw_and_download(page):
     page.locator("#pdiff-run").click()
     expect(page.locator("#pdiff-progress")).to_contain_text("Done", timeout=RUN)
@@ -61,6 +72,22 @@ def test_a_long_generation_is_cancelled(page):
     expect(page.locator("#pdiff-latents img")).to_be_visible(timeout=RUN)
     page.locator("#pdiff-cancel").click()
     expect(page.locator("#pdiff-progress")).to_contain_text("Cancelled", timeout=10_000)
+
+
+def test_a_generation_that_waits_in_the_queue_can_be_cancelled(page, other):
+    """Another visitor holds the only place."""
+    other.get_by_label("DDPM, 1 000 steps, as in the paper").check()
+    other.locator("#pdiff-run").click()
+    expect(other.locator("#pdiff-progress")).to_contain_text("Denoising", timeout=RUN)
+    said = page.locator("#pdiff-progress")
+    page.locator("#pdiff-run").click()
+    expect(said).to_contain_text("queue")
+    page.locator("#pdiff-cancel").click()
+    expect(said).to_contain_text("It has not begun")
+    other.locator("#pdiff-cancel").click()
+    expect(said).to_contain_text("Cancelled. Nothing was kept.", timeout=RUN)
+    page.locator("#pdiff-run").click()
+    expect(said).to_contain_text("Done", timeout=RUN)
 
 
 def test_the_live_pipeline_runs_to_its_end(page):

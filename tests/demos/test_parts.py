@@ -4,7 +4,7 @@ import threading
 
 import pytest
 
-from demos.parts import streamed
+from demos.parts import streamed, turn
 from models.errors import Cancelled
 
 WAIT = 30.0  # seconds, for a thread that is about to answer
@@ -51,3 +51,18 @@ def test_a_cancelled_job_does_not_show_what_it_said_before():
     assert sent.wait(WAIT)
     with pytest.raises(Cancelled):
         next(seen)
+
+
+def test_a_job_cancelled_while_it_waited_does_no_work():
+    cancel, done = {"asked": True, "waiting": True}, []
+    with turn(cancel), pytest.raises(Cancelled):
+        list(streamed(lambda report: done.append(1), cancel))
+    assert not done
+    assert not cancel["waiting"] and not cancel["running"]
+
+
+def test_an_earlier_cancel_does_not_stop_a_job_that_did_not_wait():
+    cancel, done = {"asked": True}, []
+    with turn(cancel):
+        list(streamed(lambda report: done.append(cancel["running"]), cancel))
+    assert done == [True]
