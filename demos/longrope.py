@@ -258,9 +258,8 @@ def _passkey_tab(handle: ModelHandle, offer: Offer) -> tuple[gr.Textbox, gr.Numb
 
     @parts.user_errors
     def ask_passkey(rows: list, cancel: parts.Cancel, *values: Any) -> Iterator[tuple[Any, ...]]:
-        asked = Question.of(values, offer)
         with parts.turn(cancel):
-            yield from _ask(handle, asked, rows or [], cancel)
+            yield from _ask(handle, Question.of(values, offer), rows or [], cancel)
 
     run.click(
         ask_passkey,

@@ -106,9 +106,9 @@ def search_tab(handle: ModelHandle, table: gr.Textbox, kept: gr.Number, jobs: di
 
     @parts.user_errors
     def search_factors(cancel: parts.Cancel, logs: str | None, *values: Any) -> Iterator[tuple[Any, ...]]:
-        chosen = Chosen.of(values)
-        folder = logs or str(parts.private_folder())
         with parts.turn(cancel):
+            chosen = Chosen.of(values)
+            folder = logs or str(parts.private_folder())
             yield from _search(handle, chosen, Path(folder), cancel)
 
     run.click(

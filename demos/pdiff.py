@@ -123,8 +123,8 @@ def _generate_panel(handles: Handles, state: gr.State) -> gr.Dropdown:
 
     @parts.user_errors
     def generate_networks(cancel: parts.Cancel, *values: Any) -> Iterator[tuple[Any, ...]]:
-        order = Order.of(values)
         with parts.turn(cancel):
+            order = Order.of(values)
             yield from _generate(handles[order.zoo], order, cancel)
 
     run.click(

@@ -56,10 +56,10 @@ def live_panel(handle: ModelHandle) -> None:
 
     @parts.user_errors
     def run_live(cancel: parts.Cancel, checkpoints: float, seed: float) -> Iterator[tuple[Any, ...]]:
-        count, number = parts.whole("The number of checkpoints", checkpoints), parts.whole("The seed", seed)
-        if not FEWEST <= count <= MOST:
-            raise BadInput(f"Collect between {FEWEST} and {MOST} checkpoints; got {count}.")
         with parts.turn(cancel):
+            count, number = parts.whole("The number of checkpoints", checkpoints), parts.whole("The seed", seed)
+            if not FEWEST <= count <= MOST:
+                raise BadInput(f"Collect between {FEWEST} and {MOST} checkpoints; got {count}.")
             yield from _live(handle, count, number, cancel)
 
     run.click(

@@ -358,10 +358,10 @@ def _video_tab(handles: dict[str, ModelHandle], settings: list[gr.components.Com
 
     @parts.user_errors
     def detect_video(path: str | None, cancel: parts.Cancel, *values: Any) -> Iterator[tuple[Any, ...]]:
-        if path is None:
-            raise BadInput("There is no video yet. Drop one, or record one with the camera.")
-        chosen = Settings.of(handles, values)
         with parts.turn(cancel):
+            if path is None:
+                raise BadInput("There is no video yet. Drop one, or record one with the camera.")
+            chosen = Settings.of(handles, values)
             yield from _annotate_video(handles[chosen.weights], chosen, path, cancel)
 
     run.click(
