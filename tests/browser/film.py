@@ -7,6 +7,7 @@ import re
 from contextlib import suppress
 from pathlib import Path
 
+import numpy as np
 from PIL import Image
 from playwright.sync_api import Error, Page
 
@@ -35,7 +36,9 @@ class Film:
             self._session.send("Page.screencastFrameAck", {"sessionId": frame["sessionId"]})
 
     def save(self, path: Path) -> None:
-        """As a GIF; a long film is shown in fewer frames."""
+        """As a GIF, from when the page was there; a long film is shown in fewer frames."""
+        while len(self._frames) > 1 and _empty(self._frames[0]):
+            del self._frames[0]
         step = max(1, -(-len(self._frames) // LONGEST))
         chosen = [*self._frames[:-1:step], self._frames[-1]]
         first, *others = [_small(Image.open(io.BytesIO(data))) for data in chosen]
@@ -51,6 +54,12 @@ def watched(page: Page) -> None:
     test = os.environ["PYTEST_CURRENT_TEST"].rsplit("::", 1)[-1].removesuffix(" (setup)").removesuffix(" (call)")
     film = Film(page)
     page.on("close", lambda _: film.save(Path(folder) / f"{re.sub(r'[^a-z0-9_]+', '-', test).strip('-')}.gif"))
+
+
+def _empty(frame: bytes) -> bool:
+    """Whether there is nothing, or one word, on the page."""
+    shown = np.asarray(Image.open(io.BytesIO(frame)).convert("L"), np.int16)
+    return bool((abs(shown - shown[0, 0]) > 16).mean() < 0.005)
 
 
 def _small(image: Image.Image) -> Image.Image:
