@@ -88,12 +88,16 @@ def speed_figure(result: dict[str, Any]) -> Figure:
     lengths, names = sorted({tokens for tokens, _ in bars}), list(dict.fromkeys(name for _, name in bars))
     figure = Figure(figsize=(8, 0.9 + 0.5 * len(bars)), layout="constrained")
     axes = figure.subplots()
+    apart = 0.8 / len(names)
+    colours = {"this engine": iter(("#0f766e", "#5eead4")), "transformers": iter(("#9ca3af", "#d1d5db"))}
     for index, name in enumerate(names):
-        rows = [(i + 0.25 * index, bars[tokens, name]) for i, tokens in enumerate(lengths) if (tokens, name) in bars]
+        rows = [(i + apart * index, bars[tokens, name]) for i, tokens in enumerate(lengths) if (tokens, name) in bars]
         places, seconds = zip(*rows, strict=True)
-        drawn = axes.barh(places, seconds, height=0.22, label=name, color=("#0f766e", "#9ca3af", "#d1d5db")[index])
+        colour = next(colours[name.partition(",")[0]])
+        drawn = axes.barh(places, seconds, height=0.9 * apart, label=name, color=colour)
         axes.bar_label(drawn, fmt=" %.0f s")
-    axes.set_yticks([i + 0.25 for i in range(len(lengths))], [f"{tokens:,} tokens" for tokens in lengths])
+    middle = apart * (len(names) - 1) / 2
+    axes.set_yticks([i + middle for i in range(len(lengths))], [f"{tokens:,} tokens" for tokens in lengths])
     axes.invert_yaxis()
     axes.set_xlabel("processor seconds to read the prompt and answer")
     axes.legend(frameon=False)
