@@ -134,7 +134,7 @@ def _data_of(url: str) -> bytes:
         raise BadInput("The frame is not a picture in base64. Send a JPEG or a PNG.") from error
 
 
-# One visitor's, shared by a job and its buttons. "asked": to stop; "waiting": in the queue, not begun; "running".
+# One visitor's, shared by a job and its buttons. "asked": to stop; "waiting": in the queue; or else "running".
 Cancel = dict[str, bool]
 
 
@@ -156,7 +156,9 @@ def cancel_by(
         cancel["asked"] = True
 
     def tell(cancel: Cancel) -> Any:
-        return "<p>It has not begun. It will be cancelled when its turn comes.</p>" if _waits(cancel) else gr.skip()
+        if not cancel.get("waiting"):
+            return gr.skip()
+        return "<p>It has not begun. It will be cancelled when its turn comes.</p>"
 
     button.click(ask, state, None, **quiet, api_name=api_name)
     button.click(tell, state, said, **quiet, api_visibility="private")
@@ -169,10 +171,6 @@ def cancel_by(
 def _wait(cancel: Cancel) -> None:
     if not cancel.get("running"):
         cancel.update(dict.fromkeys(cancel, False), waiting=True)
-
-
-def _waits(cancel: Cancel) -> bool:
-    return cancel.get("waiting", False) and not cancel.get("running", False)
 
 
 @contextmanager
@@ -222,6 +220,8 @@ def streamed(work: Callable[[Report], None], cancel: Cancel, passing: Passing | 
     Once `cancel["asked"]` is set, or the visitor has gone, `report` raises `Cancelled`, which ends the work; it is
     raised here too, as any other error of the work is.
     """
+    if cancel["asked"]:
+        raise Cancelled("Stopped, as you asked, before it began.")
     events: queue.SimpleQueue[tuple[str, Any]] = queue.SimpleQueue()
 
     def report(event: Any) -> None:
@@ -239,8 +239,6 @@ def streamed(work: Callable[[Report], None], cancel: Cancel, passing: Passing | 
 
     # Gradio knows by the context whose progress bar it is.
     thread = threading.Thread(target=contextvars.copy_context().run, args=(run,), daemon=True)
-    if cancel["asked"]:
-        raise Cancelled("Stopped, as you asked, before it began.")
     thread.start()
     try:
         while True:

@@ -12,11 +12,16 @@ from tests.browser.conftest import screenshot
 RUN = 180_000  # ms: training on a busy CPU
 
 
-@pytest.fixture
-def page(open_page, app_server):
+def opened(open_page, app_server):
     page = open_page(app_server.url)
     page.get_by_role("tab", name="P-diff", exact=True).click()
     page.locator("#pdiff-run").wait_for()
+    return page
+
+
+@pytest.fixture
+def page(open_page, app_server):
+    page = opened(open_page, app_server)
     yield page
     hosts = {urlparse(url).hostname for url in page.requested if urlparse(url).scheme in ("http", "https", "ws", "wss")}
     page.close()
@@ -25,12 +30,9 @@ def page(open_page, app_server):
 
 
 @pytest.fixture
-def other(page):
+def other(open_page, app_server):
     """The page of another visitor."""
-    other = page.context.browser.new_page()
-    other.goto(page.url)
-    other.get_by_role("tab", name="P-diff", exact=True).click()
-    other.locator("#pdiff-run").wait_for()
+    other = opened(open_page, app_server)
     yield other
     other.close()
 
