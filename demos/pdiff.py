@@ -142,7 +142,8 @@ def _generate(handle: ModelHandle, order: Order, cancel: parts.Cancel) -> Iterat
     still = (gr.skip(),) * 6
     yield "<p>Loading the zoo</p>", *still[1:]
     originals: Any = None
-    job = parts.Job(handle, partial(_work, order), cancel, lambda event: "done" in event)
+    # The last event of a stage stays, so that every stage is seen.
+    job = parts.Job(handle, partial(_work, order), cancel, lambda event: event.get("done", 1) < event.get("total", 1))
     try:
         for event in job:
             if "originals" in event:

@@ -159,7 +159,12 @@ def _generate_tab(studio: Studio) -> None:
                 elem_id="sdxl_lightning-gallery", buttons=["download_all"],
             )  # fmt: skip
     kept = gr.State([], time_to_live=3600)  # paths of the PNG files, newest first
-    cancel = parts.cancel_by(stop, "sdxl_lightning_cancel", under, [run.click, prompt.submit])
+    examples = gr.Examples(
+        [[text] for text in EXAMPLES[studio.tier]], prompt, cache_examples=False,
+        label="Examples: click one to draw it", api_visibility="private",
+    )  # fmt: skip
+    filled = examples.load_input_event
+    cancel = parts.cancel_by(stop, "sdxl_lightning_cancel", under, [run.click, prompt.submit], [filled])
     controls = [
         prompt,
         steps,
@@ -187,10 +192,7 @@ def _generate_tab(studio: Studio) -> None:
         [run.click, prompt.submit], generate_pictures, [cancel, kept, *controls], outputs,
         api_name="sdxl_lightning_generate", **job,
     )  # fmt: skip
-    gr.Examples(
-        [[text] for text in EXAMPLES[studio.tier]], prompt, outputs, _example(studio), cache_examples=False,
-        label="Examples: click one to draw it", run_on_click=True, api_visibility="undocumented",
-    )  # fmt: skip
+    filled.then(_example(studio), [cancel, kept, prompt], outputs, api_visibility="private", **job)
 
     steps.change(
         lambda steps: (
@@ -219,14 +221,15 @@ def _generate_tab(studio: Studio) -> None:
     )  # fmt: skip
 
 
-def _example(studio: Studio) -> Callable[[str], Iterator[tuple[Any, ...]]]:
+def _example(studio: Studio) -> Callable[[parts.Cancel, list[str], str], Iterator[tuple[Any, ...]]]:
     """Draws an example with the settings the tab opens with."""
 
     @parts.user_errors
-    def draw_example(prompt: str) -> Iterator[tuple[Any, ...]]:
+    def draw_example(cancel: parts.Cancel, kept: list[str], prompt: str) -> Iterator[tuple[Any, ...]]:
         size = SIZES[studio.tier][0]
         values = (prompt, DEFAULT_STEPS, 0, False, 1, size, None, 1, "best", TEACHER_STEPS, None, None, 1)
-        yield from _generate(studio, values, [], {"asked": False})
+        with parts.turn(cancel):
+            yield from _generate(studio, values, kept, cancel)
 
     return draw_example
 

@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 from playwright.sync_api import expect
 
+from demos.sdxl_lightning import EXAMPLES
 from models.sdxl_lightning import metadata
 from models.sdxl_lightning.tiers import STUDENTS
 from models.weights import ASSETS
@@ -198,6 +199,8 @@ def test_the_shipped_networks_draw(page):
     expect(page.locator("#sdxl_lightning-said")).to_contain_text("network evaluations", timeout=RUN)
     expect(page.locator("#sdxl_lightning-picture img")).to_be_visible()
     screenshot(page, f"sdxl_lightning-generate-{page.shade}")
+    page.get_by_role("button", name=EXAMPLES["embedded"][0], exact=True).click()
+    expect(page.locator("#sdxl_lightning-gallery img")).to_have_count(2, timeout=RUN)  # it joins the others
     tab(page, "Compare")
     page.locator("#sdxl_lightning-compare").click()
     expect(page.locator("#sdxl_lightning-compare-progress")).to_contain_text("Students need one", timeout=RUN)
