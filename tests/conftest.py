@@ -61,7 +61,7 @@ def serving(
             stderr=subprocess.STDOUT,
         )
     try:
-        _wait_for_page(url, process, log, started + page_timeout)
+        wait_for_page(url, process, log, started + page_timeout)
         yield Server(url, process, log, time.perf_counter() - started)
     finally:
         process.terminate()
@@ -96,7 +96,11 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
-def _wait_for_page(url: str, process: subprocess.Popen, log: Path, deadline: float) -> None:
+def wait_for_page(url: str, process: subprocess.Popen, log: Path, deadline: float) -> None:
+    """Returns once the page is served; fails the test with the log if the process ends or `deadline` passes.
+
+    deadline: of `time.perf_counter`.
+    """
     while time.perf_counter() < deadline:
         if process.poll() is not None:
             break

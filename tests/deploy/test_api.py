@@ -30,7 +30,11 @@ def test_the_page_is_what_the_app_offers_now():
 
 @pytest.mark.parametrize("slug", SLUGS)
 def test_the_example_script_works(app_server, slug):
-    command = [sys.executable, f"examples/{slug}.py", app_server.url]
+    assert_example_works(slug, app_server.url)
+
+
+def assert_example_works(slug: str, url: str) -> None:
+    command = [sys.executable, f"examples/{slug}.py", url]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert SAID[slug] in done.stdout

@@ -5,8 +5,6 @@ import signal
 import subprocess
 import sys
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,8 +13,8 @@ import pytest
 
 pytest.importorskip("ray")
 
-from tests.conftest import free_port  # noqa: E402
-from tests.deploy.test_api import SAID, SLUGS  # noqa: E402
+from tests.conftest import free_port, wait_for_page  # noqa: E402
+from tests.deploy.test_api import SLUGS, assert_example_works  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[2]
 SERVE = Path(sys.executable).with_name("serve")
@@ -30,41 +28,25 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     # Ray would have its workers wait for all other processes of this machine.
     environment = os.environ | {"OMP_NUM_THREADS": "1", "RAY_worker_niceness": "0"}
     with open(log, "wb") as output:
-        process = subprocess.Popen(
+        process = psutil.Popen(
             [SERVE, "run", "deploy.ray_app:app", f"port={port}"],
             cwd=ROOT, env=environment, stdout=output, stderr=subprocess.STDOUT,
         )  # fmt: skip
-    whole = psutil.Process(process.pid)
+    url = f"http://127.0.0.1:{port}"
     try:
-        _wait(f"http://127.0.0.1:{port}", process, log)
-        yield f"http://127.0.0.1:{port}"
+        wait_for_page(url, process, log, time.perf_counter() + PATIENCE)
+        yield url
     finally:
-        started = [whole, *whole.children(recursive=True)]
+        started = [process, *process.children(recursive=True)]
         process.send_signal(signal.SIGINT)  # as Ctrl+C does
         _, left = psutil.wait_procs(started, timeout=PATIENCE)
         for each in left:
             each.kill()
-    assert not left, [" ".join(each.cmdline()) for each in left if each.is_running()]
-
-
-def _wait(url: str, process: subprocess.Popen, log: Path) -> None:
-    """Until the page is there: before, Serve answers for it, that there is none."""
-    deadline = time.monotonic() + PATIENCE
-    while time.monotonic() < deadline and process.poll() is None:
-        try:
-            with urllib.request.urlopen(url, timeout=30) as page:
-                if b"Live Papers" in page.read():
-                    return
-        except (urllib.error.URLError, ConnectionError, TimeoutError):
-            time.sleep(0.1)
-    pytest.fail(f"no page at {url}; the log:\n{log.read_text(errors='replace')[-4000:]}")
+    assert not left
 
 
 @pytest.mark.parametrize("slug", SLUGS)
 def test_a_demo_answers_from_its_own_processes(url, slug):
-    command = [sys.executable, f"examples/{slug}.py", url]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=2 * PATIENCE)
-    assert done.returncode == 0, done.stderr
-    assert SAID[slug] in done.stdout
+    assert_example_works(slug, url)
     commands = [" ".join(process.info["cmdline"] or []) for process in psutil.process_iter(["cmdline"])]
     assert any(f"ServeReplica:default:{slug}" in command for command in commands)
