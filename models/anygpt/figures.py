@@ -67,7 +67,7 @@ def _codecs(axes: Axes) -> None:
         "image": f"drawn things\n{IMAGE_CODES} tokens a picture, {LAYOUT.image.size} codes",
         "speech": f"what is said, not by whom\nup to {RULES['speech'].most} tokens, {LAYOUT.speech.size} codes",
         "music": (
-            f"{MUSIC_FRAMES} frames of {LAYOUT.music.layers} layers\n"
+            f"a frame about the whole and {MUSIC_FRAMES} of sound\n"
             f"{RULES['music'].most} tokens, {LAYOUT.music.layers} x {LAYOUT.music.size} codes"
         ),
     }

@@ -21,13 +21,15 @@ Span = tuple[int, int]  # ids low to high - 1
 class Rule:
     """least, most: units in one run, multiples of the medium's layers. runs: how many a reply may have.
 
-    codes: how many of a layer's codes there are, from 0 on, where the vocabulary has room for more.
+    codes: how many of a layer's codes there are, from 0 on, where the vocabulary has room for more. lead: how many
+    more follow them that are a run's first frame and nothing else.
     """
 
     least: int
     most: int
     runs: int
     codes: int | None = None
+    lead: int = 0
 
 
 # Pictures have 32 codes; speech is capped at 30 s and music at 5 s (specification 2.4, 4); dialogues of the training
@@ -106,11 +108,13 @@ class Grammar:
 
     def __init__(self, vocabulary: Vocabulary, rules: Mapping[Medium, Rule], stop: Sequence[int], tokens: int) -> None:
         for medium, rule in rules.items():
-            layers = vocabulary.units(medium).codes.layers
+            size, layers = vocabulary.units(medium).codes.size, vocabulary.units(medium).codes.layers
             if not 0 < rule.least <= rule.most or rule.least % layers or rule.most % layers:
                 raise BadInput(
                     f"A run of {medium} cannot have {rule.least} to {rule.most} codes: it takes multiples of {layers}."
                 )
+            if (rule.codes or size) + rule.lead > size:
+                raise BadInput(f"{medium} has {size} codes a layer: too few for those of a first frame besides.")
         if tokens < 1:
             raise BadInput(f"A reply needs at least 1 token; got {tokens}.")
         self.vocabulary, self.rules = vocabulary, dict(rules)
@@ -150,7 +154,8 @@ class Grammar:
         layers = self.vocabulary.media[medium].codes.layers
         more = state.count < rule.most and state.left - 1 >= self._needed(medium, state.count + 1)
         end = self._needed(medium, state.count) == 1
-        return self._cached((medium, state.count % layers if more else None, end), medium)
+        leading = bool(rule.lead) and state.count < layers
+        return self._cached((medium, state.count % layers if more else None, end, leading), medium)
 
     def advance(self, state: State, token: int) -> State:
         """The state after one more id. Raises ValueError for an id that is not allowed."""
@@ -183,11 +188,12 @@ class Grammar:
     def _ids(self, key: tuple) -> set[int]:
         if key[0] == "text":
             return self._text | {self.vocabulary.media[medium].start for medium in key[1]}
-        medium, layer, end = key
-        units = self.vocabulary.media[medium]
-        return set(() if layer is None else units.layer(layer)[: self.rules[medium].codes]) | (
-            {units.end} if end else set()
-        )
+        medium, layer, end, leading = key
+        units, rule = self.vocabulary.media[medium], self.rules[medium]
+        codes = () if layer is None else units.layer(layer)
+        size = rule.codes or units.codes.size
+        codes = codes[size : size + rule.lead] if leading else codes[:size]
+        return set(codes) | ({units.end} if end else set())
 
 
 def steady(rules: Rules, state: State) -> tuple[int, tuple[int, ...]]:

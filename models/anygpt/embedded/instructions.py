@@ -54,7 +54,7 @@ LOOKING = (
 LISTENING = ("what do you hear", "describe this music", "how does this music sound")
 TO_MUSIC = ("what music goes with this picture", "play music that goes with this picture", "what could this sound like")
 TO_PICTURE = ("draw a picture that goes with this music",)
-OPENING, BEATS = 2, 24  # tokens of music after a caption: what decides the instrument, the first beats
+OPENING, BEATS = 2, 26  # tokens of music: the first frame, which tells of the whole; that and a second of sound
 _THING = re.compile(rf"\ban? (?:({'|'.join(COLOURS)}) )?({'|'.join(OBJECTS)})\b")
 
 
@@ -245,19 +245,24 @@ class Author:
         """
         kind = self.random.random()
         if kind < 0.2 and self.library.pictures:
-            things = [self._thing() for _ in range(pairs)]
-            return [(" " + _named("", thing), self._image(*thing)) for thing in things]
+            return self.captioned_pictures(pairs)
         if kind > 0.8 and self.library.composed:
-            return self.captioned_music(pairs, BEATS if text_first else None)
+            return self.captioned_music(pairs, BEATS if text_first else None, heard=not text_first)
         return [self._spelled_words(heard=not text_first) for _ in range(pairs)]
 
-    def captioned_music(self, pairs: int, tokens: int | None) -> list[tuple[Piece, Part]]:
-        """Captions and music, whole as it may be heard, or as it may be composed and only the first `tokens` of it."""
-        played = [self.library.music(self.random, lambda _: True, heard=tokens is None) for _ in range(pairs)]
+    def captioned_pictures(self, pairs: int) -> list[tuple[Piece, Part]]:
+        things = [self._thing() for _ in range(pairs)]
+        return [(" " + _named("", thing), self._image(*thing)) for thing in things]
+
+    def captioned_music(self, pairs: int, tokens: int | None, heard: bool) -> list[tuple[Piece, Part]]:
+        """Captions and music, all of it or the first `tokens`: as it may be composed, or as it may be `heard`, and
+        then the run is closed."""
+        played = [self.library.music(self.random, lambda _: True, heard) for _ in range(pairs)]
         captions = [" " + self._wording(language.music_captions(*sound)) for sound, _ in played]
         parts = [self._part("music", codes) for _, codes in played]
         if tokens is not None:
-            parts = [Part("music", None, part.token_ids[: 1 + tokens]) for part in parts]
+            end = (self.vocabulary.units("music").end,) if heard else ()
+            parts = [Part("music", None, part.token_ids[: 1 + tokens] + end) for part in parts]
         return list(zip(captions, parts, strict=True))
 
     # Pieces of them.

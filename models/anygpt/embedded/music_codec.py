@@ -1,10 +1,14 @@
-"""Music as 100 codes: 4 seconds, 50 frames, two layers of a residual quantiser; played back by additive synthesis.
+"""Music as 102 codes: a frame about the whole, then 4 seconds in 50 frames, two layers each; additive synthesis.
 
 In AnyGPT's music codec (EnCodec) a network writes the waveform. A network small enough to be trained here would hiss;
 so this one writes a score that a synthesiser plays, as in DDSP (Engel et al., 2020): fifty times a second, how loud
 each of 60 pitches is, which mixture of learned timbres they have, and a little filtered noise.
 
     16 kHz -> spectra (50 a second) -> encoder -> 12.5 frames a second -> two codes each -> decoder -> score -> sines
+
+The first frame holds how long a beat is, found by autocorrelation, and the clip's colour, the nearest of 32 means of
+its latents (so MusicLM, Agostinelli et al., 2023, writes tokens of the whole before those of the sound). The decoder
+needs neither: they are for the language model, which cannot count what it has not been told.
 
 What the synthesiser will sound like on average over phases is a closed form (`Synthesiser.expected`), so training
 needs no waveform.
@@ -23,12 +27,12 @@ from torch.nn import functional
 
 from models.anygpt import checkpoint
 from models.anygpt.audio import SHORTEST, SILENCE, Audio, Source, read_music
-from models.anygpt.embedded.layout import LAYOUT, MUSIC_FRAMES
+from models.anygpt.embedded.layout import LAYOUT, MUSIC_CODES, MUSIC_FRAMES, MUSIC_LEAD
 from models.errors import BadInput
 from models.weights import read_safetensors
 
 assert LAYOUT.music is not None
-LAYERS, SIZE = LAYOUT.music.layers, LAYOUT.music.size
+LAYERS, SIZE = LAYOUT.music.layers, MUSIC_CODES
 
 FILE = "music.safetensors"
 RATE = 16_000
@@ -41,6 +45,11 @@ HARMONICS = 32
 TIMBRES = 16
 NOISES = 12
 FLOOR = 1e-7  # power, -70 dB of full scale: what is softer is not looked at
+
+# Beats a minute that a first frame can tell, evenly spaced in pitch; one more code is for "none".
+BEATS = np.geomspace(50, 180, MUSIC_LEAD - 1)
+ENOUGH = 0.6  # of the highest peak: the fastest pulse that reaches it is the beat
+FAINT = -6.5  # log10 of power; rises below it start no note
 
 WINDOWS = (2048, 512)  # the long one tells pitches apart, the short one tells when
 BANDS = (166, 40)
@@ -63,8 +72,11 @@ class Score:
 class MusicCodec(nn.Module):
     """Encoder, quantiser, decoder and synthesiser."""
 
+    colours: Tensor
+
     def __init__(self, width: int = 256, dim: int = 32) -> None:
         super().__init__()
+        self.register_buffer("colours", torch.zeros(MUSIC_LEAD, 2 * dim))
         self.encoder = nn.Sequential(
             nn.Conv1d(STEPS * sum(BANDS), width, 1), *[Block(width, 1) for _ in range(4)], nn.Conv1d(width, dim, 1)
         )
@@ -80,7 +92,9 @@ class MusicCodec(nn.Module):
 
     @torch.inference_mode()
     def encode(self, audio: Audio) -> np.ndarray:
-        """int64 (2, 50) of the first 4 seconds; a shorter sound is followed by silence.
+        """int64 (2, 51) of the first 4 seconds; a shorter sound is followed by silence.
+
+        The first frame's are `SIZE` and above: the place of its tempo among `BEATS` (the last: no beat), its colour.
 
         Raises `BadInput`: not 16 kHz, shorter than a tenth of a second, silent.
         """
@@ -94,16 +108,26 @@ class MusicCodec(nn.Module):
         samples[0, : len(heard)] = heard
         if heard.abs().max() < SILENCE:
             raise BadInput("The music is silent in its first 4 seconds. Cut the start off, or choose another file.")
-        return self.quantiser.codes(self.latent(spectra(samples)))[0].T.contiguous().numpy()
+        found = spectra(samples)
+        latent = self.latent(found)
+        beats = tempo(found[0])
+        beat = MUSIC_LEAD - 1 if math.isnan(beats) else int(np.abs(np.log(BEATS / beats)).argmin())
+        colour = int(torch.cdist(overall(latent), self.colours).argmin())
+        codes = self.quantiser.codes(latent)[0].T.numpy()
+        return np.concatenate([[[SIZE + beat], [SIZE + colour]], codes], 1)
 
     @torch.inference_mode()
     def decode(self, codes: np.ndarray) -> Audio:
-        """A sound of n * 80 ms from codes (2, n), n at least 1. Raises `BadInput`: another shape or range."""
+        """A sound of n * 80 ms from codes (2, 1 + n), n at least 1. Raises `BadInput`: another shape or range."""
         codes = np.asarray(codes)
-        if codes.ndim != 2 or codes.shape[0] != LAYERS or not codes.shape[1]:
-            raise BadInput(f"Music codes of shape {codes.shape} cannot be played; (2, n) is needed.")
-        if codes.min() < 0 or codes.max() >= SIZE:
-            raise BadInput(f"A music code is a number from 0 to {SIZE - 1}.")
+        if codes.ndim != 2 or codes.shape[0] != LAYERS or codes.shape[1] < 2:
+            raise BadInput(f"Music codes of shape {codes.shape} cannot be played; (2, 1 + n) is needed.")
+        lead, codes = codes[:, 0], codes[:, 1:]
+        if lead.min() < SIZE or lead.max() >= SIZE + MUSIC_LEAD or codes.min() < 0 or codes.max() >= SIZE:
+            raise BadInput(
+                f"Music begins with a frame of codes from {SIZE} to {SIZE + MUSIC_LEAD - 1}; all others are from 0 to "
+                f"{SIZE - 1}."
+            )
         latent = self.quantiser.vectors(torch.from_numpy(codes.astype(np.int64)).T[None])
         return Audio(self.synthesiser.play(self.decoder(latent))[0].numpy(), RATE)
 
@@ -285,6 +309,34 @@ class Synthesiser(nn.Module):
         gain = (torch.cat([gain[:, :1], gain], 1) + torch.cat([gain, gain[:, -1:]], 1)) / 2  # at the steps' edges
         shaped = spectrum * (gain[..., band] * inside).transpose(1, 2)
         return torch.istft(shaped, 2 * HOP, HOP, window=window, length=length)
+
+
+def overall(latent: Tensor) -> Tensor:
+    """What a clip's colour is told from, (B, 2 * dim): mean and spread of its latents (B, n, dim)."""
+    return torch.cat([latent.mean(1), latent.std(1, correction=0)], 1)
+
+
+def tempo(found: Tensor) -> float:
+    """Beats a minute of spectra (T, sum(BANDS)), 50 to 180; NaN where nothing starts.
+
+    The autocorrelation of how much louder the bands of the short window get; the fastest regular pulse counts, since a
+    beat and two of them look alike.
+    """
+    rise = found[:, BANDS[0] :].clamp(min=FAINT).diff(dim=0).clamp(min=0).mean(1).double().numpy()
+    rise = rise - rise.mean()
+    longest = math.ceil(60 * RATE / HOP / BEATS[0])
+    whole = np.correlate(rise, rise, "full")[len(rise) - 1 :][: longest + 2]
+    whole = whole / (len(rise) - np.arange(len(whole)))
+    whole = np.convolve(np.pad(whole, 1, mode="edge"), [0.25, 0.5, 0.25], "valid")
+    lags = range(math.floor(60 * RATE / HOP / BEATS[-1]), longest + 1)
+    peaks = [lag for lag in lags if whole[lag] > 0 and whole[lag] >= max(whole[lag - 1], whole[lag + 1])]
+    if not peaks:
+        return math.nan
+    highest = max(whole[lag] for lag in peaks)
+    lag = next(lag for lag in peaks if whole[lag] >= ENOUGH * highest)
+    left, middle, right = whole[lag - 1 : lag + 2]
+    curve = left - 2 * middle + right
+    return float(60 * RATE / HOP / (lag + (0.5 * (left - right) / curve if curve < 0 else 0.0)))
 
 
 def noise_edges() -> Tensor:

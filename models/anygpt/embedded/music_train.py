@@ -1,7 +1,8 @@
-"""How the music codec is made: `python -m models.anygpt.embedded.music_train data|train|refine|codes|judge`.
+"""How the music codec is made: `python -m models.anygpt.embedded.music_train data|train|refine|colours|codes|judge`.
 
 data: tunes, arrangements, sounds (`music_data`). train: everything, end to end. refine: decoder and synthesiser only,
 so that codes already written stay what they are; a few codes are replaced at random, since a language model errs too.
+colours: the means of latents that a clip's first frame names, of the shipped codec; so after `train` or `refine`.
 codes: runs/anygpt/music.jsonl, what the language model learns from (where nothing was trained, the shipped codec's).
 judge: evidence (`music_judge`).
 `train` and `refine` go on from where they were stopped; everything is in runs/anygpt/music.
@@ -28,7 +29,7 @@ from torch.nn import functional
 from models import shipping
 from models.anygpt.audio import Audio
 from models.anygpt.embedded import music_data, music_judge
-from models.anygpt.embedded.layout import MUSIC_FRAMES, SHIPPED
+from models.anygpt.embedded.layout import MUSIC_FRAMES, MUSIC_LEAD, SHIPPED
 from models.anygpt.embedded.music_codec import (
     FLOOR,
     HOP,
@@ -41,6 +42,7 @@ from models.anygpt.embedded.music_codec import (
     MusicCodec,
     Quantiser,
     load,
+    overall,
     spectra,
 )
 from models.records import record
@@ -54,14 +56,15 @@ FAMILIES = tuple(music_data.FAMILIES)
 
 
 CARD = {
-    "network": "MusicCodec of music_codec.py: two codes of 256, 12.5 times a second; an additive synthesiser; float16",
+    "network": "MusicCodec of music_codec.py: two codes of 256, 12.5 times a second, after two of 32 about the whole; "
+    "an additive synthesiser; float16",
     "data": "2 160 clips of 5.2 s: Bach's chorales and Ryan's Mammoth Collection (1883), both in the public domain, "
     "from music21 10.5.1's corpus, arranged by music_data.py, rendered by FluidSynth 2.3.1 with the sound fonts "
     "FluidR3_GM (MIT) and TimGM6mb (GPL-2), which are not shipped; 288 clips of other tunes held out",
     "licence": "Apache-2.0; sources in assets/LICENSES.md",
     "commands": [
         f"python -m models.anygpt.embedded.music_train {stage}"
-        for stage in ("data", "train --minutes 16", "codes", "refine --minutes 30", "judge")
+        for stage in ("data", "train --minutes 16", "refine --minutes 30", "colours", "codes", "judge")
     ],
     "seed": [0, 1],
     "note": "The first 900 steps of training were made without the loss on how bands change (`moves`), and planned for "
@@ -264,6 +267,21 @@ def refine(minutes: float, recipe: Recipe, seed: int = 1) -> None:
     _save(state, codec, helpers, None, optimiser, progress)
 
 
+def fit_colours(codec: MusicCodec, data: Clips) -> None:
+    """Puts k-means of `overall` of training clips, from wherever they may be cut, into the codec."""
+    from sklearn.cluster import KMeans
+
+    torch.manual_seed(0)
+    found = []
+    with torch.inference_mode():
+        for low in range(0, len(data.clips), 64):
+            places = torch.arange(low, min(low + 64, len(data.clips)))
+            for starts in (torch.zeros_like(places), torch.randint(data.found.shape[1] - LENGTH + 1, (len(places),))):
+                found.append(overall(codec.latent(data.batch(places, starts)[0])))
+        means = KMeans(MUSIC_LEAD, n_init=4, random_state=0).fit(torch.cat(found).numpy()).cluster_centers_
+        codec.colours.copy_(torch.from_numpy(means))
+
+
 def rows(split: music_data.Split, codec: MusicCodec) -> Iterator[dict[str, Any]]:
     """Rows of runs/anygpt/music.jsonl.
 
@@ -294,7 +312,11 @@ def ship(*stages: str) -> None:
         spent = Progress(**state["progress"])
         costs.append(f"{stage}: {spent.steps} steps of {Recipe.batch} clips in {spent.seconds / 60:.0f} minutes")
     cost = f"{', '.join(costs)}, of a small share of two busy EPYC cores; a step takes 0.22 s of one"
-    shipping.ship("music", saved[stages[-1]]["codec"], {**CARD, "cost": cost}, SHIPPED)
+    _ship(saved[stages[-1]]["codec"], cost)
+
+
+def _ship(state: dict[str, Tensor], cost: str) -> None:
+    shipping.ship("music", state, {**CARD, "cost": cost}, SHIPPED)
 
 
 def _losses(
@@ -414,7 +436,7 @@ def _cached(path: Path, sounds: np.ndarray) -> Tensor:
 def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("what", choices=("data", "train", "refine", "codes", "judge"))
+    parser.add_argument("what", choices=("data", "train", "refine", "colours", "codes", "judge"))
     parser.add_argument("--minutes", type=float, default=20)
     arguments = parser.parse_args()
     match arguments.what:
@@ -422,9 +444,13 @@ def main() -> None:
             music_data.make(FOLDER)
         case "train":
             train(arguments.minutes, Recipe())
+            ship("train")
+        case "colours":
+            codec = load(SHIPPED)
+            fit_colours(codec, Clips("train"))
+            card = json.loads((SHIPPED / "music.safetensors.json").read_text())
+            _ship(codec.state_dict(), card["cost"])
         case "codes":
-            if (FOLDER / "train.pt").exists():
-                ship("train")
             codec = load(SHIPPED)
             lines = [json.dumps(row) + "\n" for split in music_data.PER_CELL for row in rows(split, codec)]
             (FOLDER.parent / "music.jsonl").write_text("".join(lines))

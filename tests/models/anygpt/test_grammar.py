@@ -131,6 +131,22 @@ def test_without_rules_all_ids_may_follow_until_a_stop():
     assert free.advance(free.advance(state, 1), 1).done
 
 
+def test_codes_of_a_first_frame_come_first_and_only_there(vocabulary: Vocabulary) -> None:
+    units = vocabulary.units("music")
+    size, layers = units.codes.size, units.codes.layers
+    rule = Rule(layers, 3 * layers, 1, codes=size - 2, lead=2)
+    grammar = Grammar(vocabulary, {"music": rule}, [], 40)
+    state = grammar.begin([units.start])
+    for unit in range(3 * layers):
+        allowed = grammar.allowed(state)
+        lead, sound = units.layer(unit % layers)[-2:], units.layer(unit % layers)[:-2]
+        wanted, other = (lead, sound) if unit < layers else (sound, lead)
+        assert all(token in allowed for token in wanted) and not any(token in allowed for token in other)
+        state = grammar.advance(state, wanted[unit % 2])
+    with pytest.raises(BadInput, match="too few"):
+        Grammar(vocabulary, {"music": Rule(layers, layers, 1, lead=1)}, [], 40)
+
+
 def test_codes_that_are_only_room_are_never_generated(vocabulary: Vocabulary) -> None:
     units = vocabulary.units("speech")
     grammar = Grammar(vocabulary, {"speech": Rule(1, 4, 1, codes=3)}, [], 20)

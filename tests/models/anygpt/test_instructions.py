@@ -11,7 +11,7 @@ from models.anygpt import templates
 from models.anygpt.embedded import instructions, language, lessons, library
 from models.anygpt.embedded.instructions import Author, Wish, wish
 from models.anygpt.embedded.language import COLOURS, FAMILIES, MOODS, OBJECTS, TEMPI
-from models.anygpt.embedded.layout import LAYOUT, MUSIC_FRAMES, RULES
+from models.anygpt.embedded.layout import LAYOUT, MUSIC_CODES, MUSIC_FRAMES, MUSIC_LEAD, RULES
 from models.anygpt.embedded.speech_judge import distance
 from models.anygpt.grammar import Grammar
 from models.anygpt.vocabulary import END_OF_BOT, Words, extend
@@ -37,7 +37,11 @@ def words() -> Words:
 def books() -> library.Library:
     rng = np.random.default_rng(0)
     pictures = {(o, c): [rng.integers(0, 512, (1, 16))] for o in OBJECTS for c in ("", *COLOURS)}
-    music = {(f, t, m): [rng.integers(0, 256, (2, 50))] for f in FAMILIES for t in TEMPI for m in MOODS}
+    lead = rng.integers(MUSIC_CODES, MUSIC_CODES + MUSIC_LEAD, (2, 1))
+    music = {
+        (f, t, m): [np.concatenate([lead, rng.integers(0, MUSIC_CODES, (2, MUSIC_FRAMES))], 1)]
+        for f in FAMILIES for t in TEMPI for m in MOODS
+    }  # fmt: skip
     heard = {s.text: [np.array([flat(s.text)])] for s in language.sentences(300) if s.split == "train"}
     said = {text: codes[0] for text, codes in heard.items()}
     return library.Library(pictures, music, music, heard, said, spell)
@@ -115,7 +119,7 @@ def test_media_are_few_and_utterances_short(author, words):
                 assert kinds.count("image") <= 3  # two to look at, or one and its changed version
                 for part in parts:
                     if part.kind == "music":
-                        assert len(part.token_ids) == 2 * MUSIC_FRAMES + 2
+                        assert len(part.token_ids) == RULES["music"].most + 2
                 assert len(lessons.conversation(exchanges, words)) < 1000
 
 
@@ -240,16 +244,17 @@ def test_a_page_has_pairs_and_what_follows_from_the_first_is_learnt(author, word
         assert codes == flat(language.plain(str(text)))
 
 
+@pytest.mark.parametrize("heard", [False, True])
 @pytest.mark.parametrize("tokens", [None, instructions.OPENING, instructions.BEATS])
-def test_captioned_music_is_whole_or_only_begun(author, words, tokens):
+def test_captioned_music_is_whole_or_only_begun(author, words, tokens, heard):
     music = words.vocabulary.units("music")
-    pairs = author.captioned_music(12, tokens)
+    pairs = author.captioned_music(12, tokens, heard)
     assert len(pairs) == 12
     for caption, part in pairs:
         assert any(family in str(caption).split() for family in language.FAMILIES)
         assert part.token_ids[0] == music.start
-        assert (part.token_ids[-1] == music.end) is (tokens is None)
-        assert len(part.token_ids) == (102 if tokens is None else 1 + tokens)
+        assert (part.token_ids[-1] == music.end) is (tokens is None or heard)
+        assert len(part.token_ids) == (RULES["music"].most + 2 if tokens is None else 1 + tokens + heard)
 
 
 def test_batches_are_padded_with_what_is_not_learnt():
