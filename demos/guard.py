@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
+from collections import OrderedDict
 from collections.abc import Iterator
 from html import escape
 from pathlib import Path
@@ -10,18 +12,26 @@ from typing import Any
 
 import gradio as gr
 from gradio.processing_utils import get_upload_folder
+from gradio.queueing import Queue
+from gradio.utils import LRUCache
 
 from models.errors import BadInput, UserError
 
 logger = logging.getLogger(__name__)
+SESSIONS = 2000  # whose messages are kept
 
 
 class GuardedBlocks(gr.Blocks):
     """`gr.Blocks` whose inputs name only uploaded files, and whose refusals say so.
 
-    Gradio 6.31 opens any file of the machine for a picture whose description lacks its "meta", and fetches web
-    addresses named instead of files.
+    Gradio 6.31 opens any file of the machine for a picture whose description lacks its "meta", fetches web addresses
+    named instead of files, and takes a list where a `Dropdown` has one choice.
     """
+
+    def queue(self, *args: Any, **more: Any) -> GuardedBlocks:
+        super().queue(*args, **more)
+        self._queue.pending_messages_per_session = Inboxes(self._queue, SESSIONS)
+        return self
 
     async def process_api(self, block_fn: Any, *args: Any, **more: Any) -> Any:
         try:
@@ -36,6 +46,7 @@ class GuardedBlocks(gr.Blocks):
     async def preprocess_data(self, block_fn: Any, inputs: list[Any], *args: Any, **more: Any) -> list[Any]:
         try:
             _check_files(inputs)
+            _check_choices(block_fn.inputs, inputs)
             return await super().preprocess_data(block_fn, inputs, *args, **more)
         except gr.Error:
             raise
@@ -50,6 +61,39 @@ class GuardedBlocks(gr.Blocks):
                 title=BadInput.title,
                 print_exception=False,
             ) from error
+
+
+class Inboxes(LRUCache[str, Any]):
+    """Where messages to each session wait to be read: the newest sessions', and of all that wait or run.
+
+    Gradio 6.31 forgets the oldest session, even one that waits; and the next message to it, or to one that has just
+    left, ends the queue for everybody.
+    """
+
+    def __init__(self, queue: Queue, max_size: int) -> None:
+        super().__init__(max_size)
+        self._events = queue
+
+    def __setitem__(self, session: str, inbox: Any) -> None:
+        OrderedDict.__setitem__(self, session, inbox)
+        if (many := len(self) - self.max_size) > 0:
+            kept = self._busy() | {session}
+            for idle in [each for each in self if each not in kept][:many]:
+                del self[idle]
+
+    def __missing__(self, session: str) -> Any:
+        return asyncio.Queue()  # nobody reads it
+
+    def _busy(self) -> set[str]:
+        waiting = (event for lane in self._events.event_queue_per_concurrency_id.values() for event in lane.queue)
+        running = (event for job in self._events.active_jobs if job for event in job)
+        return {event.session_hash for events in (waiting, running) for event in events}
+
+
+def _check_choices(components: Any, inputs: list[Any]) -> None:
+    for component, value in zip(components, inputs, strict=False):  # their number is checked with them
+        if isinstance(component, gr.Dropdown) and not component.multiselect and isinstance(value, list):
+            raise ValueError(f"a list for {component.label!r}, which takes one choice")
 
 
 def _check_files(inputs: Any) -> None:

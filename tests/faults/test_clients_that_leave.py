@@ -8,7 +8,9 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import httpx
+import pytest
 
+from demos import guard
 from tests.calls import FORM, Caller
 from tests.faults.conftest import until
 
@@ -35,6 +37,34 @@ def test_while_the_job_waits_it_never_starts(held):
     until(lambda: job.runs[1:] == ["third"], "the third job")
     later.close()
     until(lambda: job.ended == ["first", "third"], "both jobs' ends")
+
+
+@pytest.fixture
+def few_sessions(monkeypatch):
+    monkeypatch.setattr(guard, "SESSIONS", 2)
+
+
+def test_many_visitors_while_one_waits_do_not_end_the_queue(few_sessions, held):
+    url, job = held
+    job.may_load.set()
+    running, _ = listen(Caller(url, "running"), "forever", "running")
+    until(lambda: job.runs == ["running"], "the first job")
+    body = {"data": ["waiting"], "session_hash": "waiting"}
+    event_id = Caller(url).http.post("/gradio_api/call/forever", json=body).json()["event_id"]
+    for number in range(4):
+        assert Caller(url, f"newer {number}").call("once", "hello") == ("complete", ["hello"])
+    running.close()
+    until(lambda: job.runs[1:] == ["waiting"], "the job that waited")
+    with Caller(url).http.stream("GET", f"/gradio_api/call/forever/{event_id}") as stream:
+        assert any("waiting" in line for line in stream.iter_lines() if line.startswith("data: "))
+    assert Caller(url, "last").call("once", "hello") == ("complete", ["hello"])
+
+
+def test_a_message_to_a_session_that_has_left_is_lost_and_nothing_else():
+    with guard.GuardedBlocks() as blocks:
+        inboxes = blocks.queue()._queue.pending_messages_per_session
+    inboxes["gone"].put_nowait("message")
+    assert "gone" not in inboxes
 
 
 def queued(caller: Caller) -> int:

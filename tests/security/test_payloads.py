@@ -167,6 +167,9 @@ class TestSizes:
         else:
             assert event == "complete" or told["error"]
 
+    def test_a_list_is_refused_where_one_choice_is_taken(self, visitor):
+        assert "does not take" in visitor.said("longrope_published", ["", ""])
+
     @pytest.mark.parametrize(
         ("path", "body"),
         [
