@@ -72,22 +72,17 @@ class Inboxes(LRUCache[str, Any]):
 
     def __init__(self, queue: Queue, max_size: int) -> None:
         super().__init__(max_size)
-        self._events = queue
+        self._queue = queue
 
     def __setitem__(self, session: str, inbox: Any) -> None:
         OrderedDict.__setitem__(self, session, inbox)
         if (many := len(self) - self.max_size) > 0:
-            kept = self._busy() | {session}
+            kept = {event.session_hash for event in self._queue.event_ids_to_events.values()} | {session}
             for idle in [each for each in self if each not in kept][:many]:
                 del self[idle]
 
     def __missing__(self, session: str) -> Any:
         return asyncio.Queue()  # nobody reads it
-
-    def _busy(self) -> set[str]:
-        waiting = (event for lane in self._events.event_queue_per_concurrency_id.values() for event in lane.queue)
-        running = (event for job in self._events.active_jobs if job for event in job)
-        return {event.session_hash for events in (waiting, running) for event in events}
 
 
 def _check_choices(components: Any, inputs: list[Any]) -> None:

@@ -15,10 +15,15 @@ from tests.calls import FORM, Caller
 from tests.faults.conftest import until
 
 
+def ask(caller: Caller, name: str, value: str) -> str:
+    """Asks and does not listen; the event's number."""
+    asked = caller.http.post(f"/gradio_api/call/{name}", json={"data": [value], "session_hash": caller.session})
+    return asked.json()["event_id"]
+
+
 def listen(caller: Caller, name: str, value: str) -> tuple[httpx.Response, str]:
     """Asks, and opens the stream of events; close the response to leave."""
-    asked = caller.http.post(f"/gradio_api/call/{name}", json={"data": [value], "session_hash": caller.session})
-    event_id = asked.json()["event_id"]
+    event_id = ask(caller, name, value)
     request = caller.http.build_request("GET", f"/gradio_api/call/{name}/{event_id}")
     return caller.http.send(request, stream=True), event_id
 
@@ -49,8 +54,7 @@ def test_many_visitors_while_one_waits_do_not_end_the_queue(few_sessions, held):
     job.may_load.set()
     running, _ = listen(Caller(url, "running"), "forever", "running")
     until(lambda: job.runs == ["running"], "the first job")
-    body = {"data": ["waiting"], "session_hash": "waiting"}
-    event_id = Caller(url).http.post("/gradio_api/call/forever", json=body).json()["event_id"]
+    event_id = ask(Caller(url, "waiting"), "forever", "waiting")
     for number in range(4):
         assert Caller(url, f"newer {number}").call("once", "hello") == ("complete", ["hello"])
     running.close()
@@ -104,9 +108,9 @@ def test_without_ever_listening_the_job_can_be_cancelled(held):
     index = next(
         entry["id"] for entry in caller.http.get("/config").json()["dependencies"] if entry["api_name"] == "forever"
     )
-    asked = caller.http.post("/gradio_api/call/forever", json={"data": ["silent"], "session_hash": "silent"}).json()
+    event_id = ask(caller, "forever", "silent")
     until(lambda: job.runs == ["silent"], "the job's start")
-    body = {"session_hash": "silent", "fn_index": index, "event_id": asked["event_id"]}
+    body = {"session_hash": "silent", "fn_index": index, "event_id": event_id}
     assert caller.http.post("/gradio_api/cancel", json=body).json() == {"success": True}
     until(lambda: job.ended == ["silent"], "the job's end")
 

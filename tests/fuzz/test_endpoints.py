@@ -211,11 +211,6 @@ BODIES = JSON | st.fixed_dictionaries(
 )  # fmt: skip
 
 
-def in_words(told: dict[str, Any]) -> bool:
-    """Whether a refusal is one of the app's own, or says that the queue is full; not that it has stopped."""
-    return bool(told.get("error")) or str(told.get("detail")).startswith("Queue is full")
-
-
 def test_every_route_answers_any_body(app_server, kept):
     caller = Caller(app_server.url)
     asked = Outcomes(time.monotonic() + ROUTE_SECONDS)
@@ -225,7 +220,7 @@ def test_every_route_answers_any_body(app_server, kept):
             return
         answer = posted(caller, f"/gradio_api/{route}", json.dumps(body).encode())
         asked.done += 1
-        if answer.status_code >= 500 and not in_words(answer.json()):
+        if answer.status_code >= 500 and not answer.json().get("error"):
             asked.wrong.append(f"{route}: {answer.status_code} {answer.text} for {json.dumps(body)[:300]}")
 
     rounds = 0
@@ -233,6 +228,6 @@ def test_every_route_answers_any_body(app_server, kept):
         rule = settings(max_examples=10 * EXAMPLES, **RULES)
         seed(SEED + rounds)(rule(given(st.sampled_from(ROUTES), BODIES)(answers)))()
         rounds += 1
-    assert caller.call("longrope_length", 10)[0] == "complete"
     kept["routes"] = {"asked": len(ROUTES), "rounds": rounds, "answered": asked.done, "wrong": asked.wrong}
     assert not asked.wrong, "\n".join(asked.wrong)
+    assert caller.call("longrope_length", 10)[0] == "complete"

@@ -126,15 +126,20 @@ def test_the_loss_is_the_tokens_own_inside_a_run_among_the_new_ones(base, words)
     assert set(found) == {"text", "image"}
 
 
-def test_plain_text_is_held_to_what_the_model_said_before(base, words):
-    net = trained(network(base, words))
+def plain_and_mixed(words) -> tuple[torch.Tensor, torch.Tensor]:
+    """A batch, all of it learnt: a row of plain text, and one with codes of a picture."""
     text = torch.randint(0, TEXT, (1, 9), generator=torch.Generator().manual_seed(2))
     mixed = torch.tensor([[4, 5, *words.vocabulary.units("image").ids[:7]]])
     ids = torch.cat((text, mixed))
-    learn = torch.ones_like(ids, dtype=torch.bool)
+    return ids, torch.ones_like(ids, dtype=torch.bool)
+
+
+def test_plain_text_is_held_to_what_the_model_said_before(base, words):
+    net = trained(network(base, words))
+    ids, learn = plain_and_mixed(words)
     with torch.no_grad():
-        now = logits(net, text[:, :-1])[0].log_softmax(-1)
-        before = logits(network(base, words), text[:, :-1])[0, :, :TEXT].log_softmax(-1)
+        now = logits(net, ids[:1, :-1])[0].log_softmax(-1)
+        before = logits(network(base, words), ids[:1, :-1])[0, :, :TEXT].log_softmax(-1)
     expected = (before.exp() * (before - now[:, :TEXT])).sum()
     _, found = train.losses(net, words.vocabulary, ids, learn)
     assert found["kept"].tolist() == [pytest.approx(float(expected), rel=1e-3), 8]
@@ -166,10 +171,7 @@ def test_what_is_told_of_music_is_a_loss_of_its_own(base, words):
 
 def test_a_loss_may_weigh_more(base, words):
     net = trained(network(base, words))
-    text = torch.randint(0, TEXT, (1, 9), generator=torch.Generator().manual_seed(2))
-    mixed = torch.tensor([[4, 5, *words.vocabulary.units("image").ids[:7]]])
-    ids = torch.cat((text, mixed))
-    learn = torch.ones_like(ids, dtype=torch.bool)
+    ids, learn = plain_and_mixed(words)
     with torch.no_grad():
         once, found = train.losses(net, words.vocabulary, ids, learn)
         more, _ = train.losses(net, words.vocabulary, ids, learn, {"kept": 3.0})
