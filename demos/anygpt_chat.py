@@ -24,6 +24,7 @@ from models.errors import BadInput, Cancelled
 from models.runtime import ModelHandle, Report
 
 if TYPE_CHECKING:
+    from models.anygpt.decoding import Retract
     from models.anygpt.grammar import Rule
     from models.anygpt.pipeline import AnyGPT
     from models.anygpt.streams import Part, Turn
@@ -170,7 +171,7 @@ def _read_facts(model: AnyGPT, report: Report) -> Facts:
 def _chat(turns: tuple[Turn, ...], sent: list[Part], choices: Choices, model: AnyGPT, report: Report) -> Turn:
     """Runs where the model is: the reply as a turn.
 
-    Reports ("begun", `Begun`), then ("token", id) and ("part", (part, the reply so far)) as they come.
+    Reports ("begun", `Begun`), then ("token", id or `Retract`) and ("part", (part, the reply so far)) as they come.
     """
     settings = choices.settings(model, any(part.kind == "image" for part in sent))
     turn = media.smaller(model.user_turn(sent, settings.task, settings.template))
@@ -199,6 +200,7 @@ class _Shown:
         self.reply, self._left_out = begun.reply, begun.left_out
         self._view = TokenView(facts.words, begun.prompt, begun.left_out, facts.window)
         self._open = Splitter(facts.words.vocabulary)
+        self._candidate = 1  # of the open run
         self._closed = ""  # the medium whose codes are there and whose picture or sound is being made
         self._parts: list[Part] = []
         self._messages: list[Message] = []
@@ -208,8 +210,7 @@ class _Shown:
         """A "token" or a "part" that came; True if it is time to show the reply again."""
         now = time.monotonic()
         if kind == "token":
-            self._view.push(value)
-            self._closed = next((run.kind for run in self._open.push(value) if run.kind != "text"), self._closed)
+            self._take_token(value)
             if now - self._last < OFTEN:
                 return False
         else:
@@ -220,6 +221,17 @@ class _Shown:
             self._messages += _message(self._parts, len(self._parts) - 1, number, self._folder, "assistant")
         self._last = now
         return True
+
+    def _take_token(self, token: int | Retract) -> None:
+        if isinstance(token, int):
+            self._view.push(token)
+            closed = [run.kind for run in self._open.push(token)]
+            self._closed = next((kind for kind in closed if kind != "text"), self._closed)
+            self._candidate = 1 if closed else self._candidate
+        else:
+            self._view.retract(token.count)
+            self._open.retract(token.count)
+            self._candidate += 1
 
     def screen(self) -> Screen:
         messages = (*self.asked.messages, *self._messages, *self._draft())
@@ -254,6 +266,8 @@ class _Shown:
             return said("Writing" if self._view.written else "Reading the conversation")
         units, rule = len(self._open.ids) - 1, self._facts.rules[medium]
         text = f"Writing {NAMES[medium]}: {units} tokens"
+        if self._candidate > 1:
+            text = f"Candidate {self._candidate}, {text[0].lower()}{text[1:]}"
         return parts.bar(f"{text} of {rule.most}", units, rule.most) if rule.least == rule.most else said(text)
 
     def _draft(self) -> list[Message]:

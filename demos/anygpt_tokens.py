@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 from html import escape
 from typing import TYPE_CHECKING, Literal
@@ -47,36 +48,44 @@ class TokenView:
         self._words, self._left_out, self._window = words, left_out, window
         self._roles = {i: spelling for spelling, i in words.vocabulary.tokens.items()}
         self._roles |= {i: str(words.tokenizer.convert_ids_to_tokens(i)) for i in words.tokenizer.all_special_ids}
-        self.counts: dict[Colour, int] = dict.fromkeys(LEGEND, 0)
-        self._read, self.read = self._spans(prompt)
-        self._written: list[str] = []
-        self.written = 0
+        self._read = [self._span(token) for token in prompt]
+        self._written: list[tuple[Colour, str]] = []
+
+    @property
+    def written(self) -> int:
+        return len(self._written)
+
+    @property
+    def counts(self) -> dict[Colour, int]:
+        """Tokens of each colour, read and written."""
+        found = Counter(colour for colour, _ in (*self._read, *self._written))
+        return {colour: found[colour] for colour in LEGEND}
 
     def push(self, token: int) -> None:
         """One more token of the reply."""
-        spans, count = self._spans([token])
-        self._written.append(spans)
-        self.written += count
+        self._written.append(self._span(token))
+
+    def retract(self, count: int) -> None:
+        """The last tokens of the reply are taken back."""
+        del self._written[len(self._written) - count :]
 
     def html(self) -> str:
+        counts = self.counts
         legend = "".join(
-            f'<span><i class="{colour}">{title}</i> <b>{self.counts[colour]:,}</b></span>'
+            f'<span><i class="{colour}">{title}</i> <b>{counts[colour]:,}</b></span>'
             for colour, title in LEGEND.items()
         )
-        facts = f"{self.read:,} read, {self.written:,} written; the model reads at most {self._window:,}."
+        facts = f"{len(self._read):,} read, {self.written:,} written; the model reads at most {self._window:,}."
         if self._left_out:
             facts += f" The oldest {self._left_out} turns no longer fit and are left out."
+        read, written = ("".join(html for _, html in spans) for spans in (self._read, self._written))
         return (
             f'<div class="legend">{legend}<span class="said">{facts}</span></div>'
             '<div class="stream" tabindex="0" role="region" aria-label="Tokens"><div>'
-            f"<h4>Read</h4><p>{self._read}</p><h4>Written</h4><p>{''.join(self._written)}</p></div></div>"
+            f"<h4>Read</h4><p>{read}</p><h4>Written</h4><p>{written}</p></div></div>"
         )
 
-    def _spans(self, ids: Iterable[int]) -> tuple[str, int]:
-        spans = [self._span(token) for token in ids]
-        return "".join(spans), len(spans)
-
-    def _span(self, token: int) -> str:
+    def _span(self, token: int) -> tuple[Colour, str]:
         vocabulary = self._words.vocabulary
         unit = vocabulary.unit(token)
         medium = vocabulary.starts(token) or vocabulary.ends(token) if unit is None else unit[0]
@@ -89,6 +98,6 @@ class TokenView:
             return self._coloured(medium, str(unit[1]))
         return self._coloured(medium, str(self._words.tokenizer.convert_ids_to_tokens(token)), " mark")
 
-    def _coloured(self, colour: Colour, text: str, more: str = "") -> str:
-        self.counts[colour] += 1
-        return f'<i class="{colour}{more}">{escape(text, quote=False)}</i>'
+    @staticmethod
+    def _coloured(colour: Colour, text: str, more: str = "") -> tuple[Colour, str]:
+        return colour, f'<i class="{colour}{more}">{escape(text, quote=False)}</i>'

@@ -9,6 +9,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, Generic, Literal, TypeVar
 
 import numpy as np
@@ -53,6 +54,7 @@ class Encoded:
 
 Read = Callable[[Any], Encoded]  # from anything `models.images` or `models.anygpt.audio` takes
 Make = Callable[[np.ndarray, Rendering], Any]  # codes (layers, n) -> a picture or `Audio`
+Judge = Callable[[np.ndarray], float]  # codes (layers, n) -> how well they hold together, 0 to 1
 
 
 @dataclass(frozen=True)
@@ -63,10 +65,18 @@ class Missing:
 
 
 class Codecs:
-    """All codecs of one tier. readers, makers: by medium; one that is not named is missing, too."""
+    """All codecs of one tier. readers, makers: by medium; one that is not named is missing, too.
 
-    def __init__(self, readers: Mapping[Medium, Read | Missing], makers: Mapping[Medium, Make | Missing]) -> None:
-        self._readers, self._makers = dict(readers), dict(makers)
+    judges: of the codecs that can tell how well codes hold together.
+    """
+
+    def __init__(
+        self,
+        readers: Mapping[Medium, Read | Missing],
+        makers: Mapping[Medium, Make | Missing],
+        judges: Mapping[Medium, Judge] = MappingProxyType({}),
+    ) -> None:
+        self._readers, self._makers, self._judges = dict(readers), dict(makers), dict(judges)
 
     def reason(self, direction: Direction, medium: Medium) -> str | None:
         """Why a medium cannot be read or made; None if it can."""
@@ -87,6 +97,11 @@ class Codecs:
         if codec is None or isinstance(codec, Missing):
             raise WeightsNotFound(str(self.reason("make", medium)))
         return codec(codes, rendering)
+
+    def fit(self, medium: Medium, codes: np.ndarray) -> float:
+        """How well codes hold together, 0 to 1; 1 where no codec can tell."""
+        judge = self._judges.get(medium)
+        return 1.0 if judge is None else judge(codes)
 
 
 class Lazy(Generic[T]):

@@ -7,7 +7,8 @@ that is the only one allowed costs no pass of its own.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, cast, runtime_checkable
 
 import torch
@@ -15,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers.cache_utils import DynamicCache, DynamicLayer
 
-from models.anygpt.grammar import Allowed, Rules
+from models.anygpt.grammar import Allowed, Rules, State
 from models.anygpt.sampling import GREEDY, Preset, choose
 from models.errors import BadInput
 
@@ -23,12 +24,24 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 PREFILL = 512  # tokens of a prompt that are read at once
+Fit = Callable[[Sequence[int]], float]  # the ids of a reply up to a run's end -> how good the run is, and 1 is enough
+
+
+@dataclass(frozen=True)
+class Retract:
+    """The last `count` ids are taken back: another candidate of the run that they are in follows."""
+
+    count: int
 
 
 class Stream(Protocol):
-    """A stream being read."""
+    """A stream being read. rewind: forgets what came after the first `length` ids."""
+
+    length: int
 
     def read(self, ids: Sequence[int]) -> Tensor: ...
+
+    def rewind(self, length: int) -> None: ...
 
 
 class Reader(Protocol):
@@ -121,7 +134,7 @@ class Session:
         self.cache = DynamicCache(config=lm.model.config)
         # Layers with windows or states of their own stay as they are.
         self.cache.layers = [_GrowingLayer() if type(layer) is DynamicLayer else layer for layer in self.cache.layers]
-        self.read_so_far = 0
+        self.length = 0
 
     def read(self, ids: Sequence[int]) -> Tensor:
         """Reads at least one id; what `LanguageModel.hidden` gives after the last.
@@ -129,13 +142,22 @@ class Session:
         Raises:
             BadInput: the stream would be longer than the model's window.
         """
-        check_window(self.read_so_far + len(ids), self.lm.window)
+        check_window(self.length + len(ids), self.lm.window)
         hidden = torch.empty(0)
         for low in range(0, len(ids), PREFILL):
             piece = torch.tensor([ids[low : low + PREFILL]], device=self.lm.device)
             hidden = self.lm.hidden(piece, self.cache)
-        self.read_so_far += len(ids)
+        self.length += len(ids)
         return hidden
+
+    def rewind(self, length: int) -> None:
+        """Forgets what came after the first `length` ids. Raises `BadInput` for a cache that cannot go back."""
+        layers = [layer for layer in self.cache.layers if isinstance(layer, _GrowingLayer)]
+        if len(layers) < len(self.cache.layers):
+            raise BadInput("This model's cache cannot go back, so it writes one candidate only. Choose another preset.")
+        for layer in layers:
+            layer.rewind(length)
+        self.length = length
 
 
 def check_window(tokens: int, window: int) -> None:
@@ -154,8 +176,10 @@ def generate(
     preset: Preset | None = None,
     seed: int = 0,
     without: Sequence[int] = (),
-) -> Iterator[int]:
-    """Ids of the reply, each as soon as it is chosen, the one that stops it included.
+    fit: Fit | None = None,
+) -> Iterator[int | Retract]:
+    """Ids of the reply, each as soon as it is chosen, the one that stops it included; ids are taken back only where a
+    run has several candidates.
 
     Closing the iterator stops the work. The same seed gives the same reply, whatever runs beside it.
 
@@ -163,50 +187,149 @@ def generate(
         prompt: ids, at least one; it may end with a medium's start marker.
         preset: sampling settings by kind; None is greedy.
         without: the prompt without the request, for kinds with guidance; there is none if it is empty.
+        fit: what chooses among candidates; there is one of each run if it is None.
 
     Raises:
-        BadInput: an empty prompt, or guidance of a model that chooses ids itself.
+        BadInput: an empty prompt, or guidance or candidates of a model that chooses ids itself.
     """
     if not prompt:
         raise BadInput("There is nothing to answer: the prompt is empty.")
     if isinstance(lm, Writer):
-        if preset is not None and any(sampler.guidance != 1 for sampler in preset.values()):
-            raise BadInput("A model behind a server cannot be guided by a second stream. Choose another preset.")
+        if preset is not None and any(s.guidance != 1 or s.candidates > 1 for s in preset.values()):
+            raise BadInput(
+                "A model behind a server cannot be guided by a second stream, and writes one candidate of each run. "
+                "Choose another preset."
+            )
         return lm.write(prompt, rules, preset, seed)
-    return _generate(lm, prompt, rules, preset, seed, without)
+    return _generate(_Writing(lm, prompt, rules, preset, seed, without), fit)
 
 
-def _generate(
-    lm: Reader, prompt: Sequence[int], rules: Rules, preset: Preset | None, seed: int, without: Sequence[int]
-) -> Iterator[int]:
-    generator = torch.Generator().manual_seed(seed % 2**63)
-    session = lm.open()
-    seen = torch.zeros(lm.rows, dtype=torch.bool, device=lm.device)
-    seen[torch.tensor(prompt, device=lm.device)] = True
-    state = rules.begin(prompt)
-    unread = list(prompt)
-    blank, unread_blank = None, list(without)
-    while not state.done:
-        allowed = rules.allowed(state)
-        if len(allowed) == 1:
-            token = allowed.spans[0][0]
+def _generate(writing: _Writing, fit: Fit | None) -> Iterator[int | Retract]:
+    while not writing.state.done:
+        candidates = writing.candidates
+        if fit is None or candidates == 1:
+            yield writing.step()
         else:
-            sampler = GREEDY if preset is None else preset[allowed.kind]
-            scores = lm.scores(session.read(unread), allowed)
-            unread = []
-            if without and sampler.guidance != 1:
-                blank = blank or lm.open()
-                plain = lm.scores(blank.read(unread_blank), allowed)
-                unread_blank = []
-                scores = plain + sampler.guidance * (scores - plain)
-            been = torch.cat([seen[low:high] for low, high in allowed.spans])
-            index = choose(scores, been, sampler, generator)
-            token = _id(allowed, index)
-        seen[token] = True
-        unread.append(token)
-        unread_blank.append(token)
-        state = rules.advance(state, token)
+            yield from _best(writing, candidates, fit)
+
+
+def _best(writing: _Writing, candidates: int, fit: Fit) -> Iterator[int | Retract]:
+    """The run that has just been opened, and its end marker: the first candidate that fits, or the best of them."""
+    begun, start = list(writing.ids), writing.mark()
+    best: list[int] = []
+    run: list[int] = []
+    highest = -1.0
+    for number in range(candidates):
+        if number:
+            yield Retract(len(run))
+            writing.rewind(start)
+        run = []
+        while (token := writing.step()) not in writing.rules.turning:
+            run.append(token)
+            yield token
+        found = fit([*begun, *run, token])
+        if found > highest:
+            best, highest = [*run, token], found
+        if found >= 1:
+            break
+    if [*run, token] == best:
         yield token
+        return
+    yield Retract(len(run))
+    writing.rewind(start)
+    for token in best:
+        yield writing.take(token)
+
+
+@dataclass(frozen=True)
+class _Mark:
+    """A place in a reply to go back to. ids: how many it has. read: how much of each reading, and what is still to be
+    read of it.
+    """
+
+    ids: int
+    state: State
+    seen: Tensor
+    read: tuple[tuple[int, list[int]], ...]
+
+
+class _Writing:
+    """A reply being written. ids: its own, with the start marker that a prompt ends with. state: of the rules."""
+
+    def __init__(
+        self, lm: Reader, prompt: Sequence[int], rules: Rules, preset: Preset | None, seed: int, without: Sequence[int]
+    ) -> None:
+        self.lm, self.rules, self.preset = lm, rules, preset
+        self.state = rules.begin(prompt)
+        self.ids = [prompt[-1]] if self.state.kind != "text" else []
+        self._generator = torch.Generator().manual_seed(seed % 2**63)
+        self._seen = torch.zeros(lm.rows, dtype=torch.bool, device=lm.device)
+        self._seen[torch.tensor(prompt, device=lm.device)] = True
+        self._reading = _Reading(lm.open(), prompt)
+        self._blank = _Reading(lm.open(), without) if without else None
+
+    @property
+    def candidates(self) -> int:
+        """How often the run that begins here may be written; 1 wherever none begins."""
+        begins = self.state.kind != "text" and self.state.count == 0
+        return self.preset[self.state.kind].candidates if self.preset is not None and begins else 1
+
+    def step(self) -> int:
+        """Chooses an id."""
+        allowed = self.rules.allowed(self.state)
+        if len(allowed) == 1:
+            return self.take(allowed.spans[0][0])
+        sampler = GREEDY if self.preset is None else self.preset[allowed.kind]
+        scores = self.lm.scores(self._reading.hidden(), allowed)
+        if self._blank is not None and sampler.guidance != 1:
+            plain = self.lm.scores(self._blank.hidden(), allowed)
+            scores = plain + sampler.guidance * (scores - plain)
+        been = torch.cat([self._seen[low:high] for low, high in allowed.spans])
+        return self.take(_id(allowed, choose(scores, been, sampler, self._generator)))
+
+    def take(self, token: int) -> int:
+        """Goes on with an id that may follow."""
+        self.state = self.rules.advance(self.state, token)
+        self.ids.append(token)
+        self._seen[token] = True
+        for reading in self._readings():
+            reading.unread.append(token)
+        return token
+
+    def mark(self) -> _Mark:
+        return _Mark(
+            len(self.ids), self.state, self._seen.clone(), tuple(reading.mark() for reading in self._readings())
+        )
+
+    def rewind(self, mark: _Mark) -> None:
+        del self.ids[mark.ids :]
+        self.state, self._seen = mark.state, mark.seen.clone()
+        for reading, (length, unread) in zip(self._readings(), mark.read, strict=True):
+            reading.stream.rewind(length)
+            reading.unread = list(unread)
+
+    def _readings(self) -> list[_Reading]:
+        return [self._reading] if self._blank is None else [self._reading, self._blank]
+
+
+class _Reading:
+    """A stream, and the ids that it has not read yet."""
+
+    def __init__(self, stream: Stream, ids: Sequence[int]) -> None:
+        self.stream, self.unread = stream, list(ids)
+
+    def hidden(self) -> Tensor:
+        """Reads all; what `Stream.read` gives."""
+        unread, self.unread = self.unread, []
+        return self.stream.read(unread)
+
+    def mark(self) -> tuple[int, list[int]]:
+        """How much is read, and what is not: one id, so that whoever comes back here reads little again."""
+        *before, last = self.unread
+        if before:
+            self.stream.read(before)
+            self.unread = [last]
+        return self.stream.length, [last]
 
 
 def _id(allowed: Allowed, index: int) -> int:
@@ -236,6 +359,11 @@ class _GrowingLayer(DynamicLayer):
         self._length = end
         self.keys, self.values = (buffer[..., :end, :] for buffer in self._buffers)
         return self.keys, self.values
+
+    def rewind(self, length: int) -> None:
+        assert self._buffers is not None
+        self._length = length
+        self.keys, self.values = (buffer[..., :length, :] for buffer in self._buffers)
 
     def _grown(self, which: int, like: Tensor, end: int) -> Tensor:
         buffer = like.new_empty((*like.shape[:-2], max(256, 2 * end), like.shape[-1]))

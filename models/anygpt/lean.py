@@ -108,6 +108,10 @@ class LeanSession:
             for _ in range(2)
         )
 
+    def rewind(self, length: int) -> None:
+        """Forgets what came after the first `length` ids."""
+        self.length = length
+
     @torch.inference_mode()
     def read(self, ids: Sequence[int]) -> Tensor:
         """Reads at least one id; the last position's final hidden state (1, width). See `decoding.Session.read`."""

@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+import re
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from difflib import SequenceMatcher
+from functools import partial
 from itertools import chain
 from typing import Literal
 
 from models.anygpt import templates
 from models.anygpt.codecs import Codecs, Rendering
-from models.anygpt.decoding import Reader, Writer, generate
+from models.anygpt.decoding import Reader, Retract, Writer, generate
 from models.anygpt.grammar import Grammar, Rule
 from models.anygpt.sampling import PRESETS, Preset
-from models.anygpt.streams import Part, Role, Run, Splitter, Turn, flatten, trim, unflatten
+from models.anygpt.streams import Part, Role, Run, Splitter, Turn, flatten, split, trim, unflatten
 from models.anygpt.templates import TEMPLATES, Template, Token
-from models.anygpt.vocabulary import HEARD, REPLY, Medium, Words, stop_ids
+from models.anygpt.vocabulary import Medium, Words, stop_ids
 from models.errors import BadInput, UserError, WeightsNotFound
 
 Output = Literal["auto", "text", "image", "speech", "music"]
 AnyTurn = Turn | str | Sequence[Part]
-OnToken = Callable[[int], None]
+TOKENS_A_WORD = 4  # at most, of what a model may hear in its own speech
+OnToken = Callable[[int | Retract], None]
 
 
 @dataclass(frozen=True)
@@ -61,7 +65,8 @@ class AnyGPT:
         Args:
             turns: the user's and the model's by turns, the user's last. A string or a list of parts is encoded now; a
                 `Turn` (from `user_turn`, or `Reply.turn`) is taken as it is, so nothing is ever encoded twice.
-            on_token: sees each id as it is chosen, and may raise to stop.
+            on_token: sees each id as it is chosen, and how many are taken back where a run has several candidates; it
+                may raise to stop.
 
         Raises:
             BadInput: an empty or unsuitable turn, or one too long for the model. WeightsNotFound: a medium that this
@@ -82,7 +87,9 @@ class AnyGPT:
         prompt, left_out = trim(system, whole, self.lm.window - s.tokens - len(opening))
         empty = templates.encode(templates.user(template, []), self.words)
         without = (*system, *empty, *opening)
-        ids = generate(self.lm, [*prompt, *opening], grammar, _preset(s), s.seed, without)
+        ids = generate(
+            self.lm, [*prompt, *opening], grammar, _preset(s), s.seed, without, partial(self._fit, whole[-1], s)
+        )
         begun = _begun(opening, medium)
         opened = opening[: len(opening) - len(begun)]
         return Reply(self, s, opened, begun, ids, on_token, left_out, (*prompt, *opened))
@@ -120,6 +127,37 @@ class AnyGPT:
             pieces = templates.user(self._template(s), templates.message(s.task, parts))
         return Turn(role, parts, templates.encode(pieces, self.words))
 
+    def plain(self, ids: Iterable[int]) -> str:
+        """The text of ids, without what stands for roles and structure."""
+        return self.words.decode([token for token in ids if token not in self.words.vocabulary.control])
+
+    def _fit(self, turn: Turn, s: Settings, ids: Sequence[int]) -> float:
+        """How good the run is that a reply to `turn` ends with, 0 to 1.
+
+        Its codec says so. Speech is listened to: it should say the text before it, or the one to be read.
+        """
+        *before, run = split(self.words.vocabulary, ids)
+        assert run.kind != "text"
+        if run.kind != "speech":
+            return self.codecs.fit(run.kind, unflatten(self.words.vocabulary, run.kind, run.ids)[0])
+        texts = [part.value for part in turn.parts if part.kind == "text" and s.task == "Text-to-Speech"]
+        texts += [self.plain(part.ids) for part in before if part.kind == "text"]
+        said = next((words for text in reversed(texts) if (words := _words(text))), None)
+        return 1.0 if said is None else self._heard(run.ids, said, s)
+
+    def _heard(self, speech: tuple[int, ...], said: list[str], s: Settings) -> float:
+        """How many of some words the model itself hears in speech, and no others, 0 to 1."""
+        template = self._template(s)
+        pieces = [
+            *templates.system(template),
+            *templates.user(template, templates.message("Speech-to-Text", [Part("speech", None, speech)])),
+            *templates.opening(template),
+        ]
+        prompt = [*self.words.begin, *templates.encode(pieces, self.words)]
+        rules = Grammar(self.words.vocabulary, {}, self.stop, TOKENS_A_WORD * (len(said) + 2))
+        heard = self.plain(token for token in generate(self.lm, prompt, rules) if isinstance(token, int))
+        return SequenceMatcher(None, said, _words(heard), autojunk=False).ratio()
+
     def _template(self, s: Settings) -> Template:
         if s.template not in TEMPLATES:
             raise BadInput(f"Unknown template {s.template!r}. Choose one of {', '.join(TEMPLATES)}.")
@@ -144,7 +182,7 @@ class Reply:
         settings: Settings,
         opening: tuple[int, ...],
         begun: tuple[int, ...],
-        ids: Iterator[int],
+        ids: Iterator[int | Retract],
         on_token: OnToken,
         left_out: int,
         prompt: tuple[int, ...] = (),
@@ -171,11 +209,15 @@ class Reply:
         end = templates.encode([Token(TEMPLATES[self._settings.template].bot_end), "\n"], words)
         return Turn("assistant", tuple(self._parts), (*self._opening, *self._ids, *end))
 
-    def _run(self, begun: tuple[int, ...], ids: Iterator[int], on_token: OnToken) -> Generator[Part, None, None]:
+    def _run(
+        self, begun: tuple[int, ...], ids: Iterator[int | Retract], on_token: OnToken
+    ) -> Generator[Part, None, None]:
         splitter = Splitter(self._model.words.vocabulary)
         for token in chain(begun, ids):
             on_token(token)
-            if token not in self._model.stop:
+            if isinstance(token, Retract):
+                splitter.retract(token.count)
+            elif token not in self._model.stop:
                 for run in splitter.push(token):
                     yield from self._shown(run)
         for run in splitter.finish():
@@ -191,15 +233,17 @@ class Reply:
     def _part(self, run: Run) -> Part:
         words, codecs = self._model.words, self._model.codecs
         if run.kind == "text":
-            hidden = {words.vocabulary.tokens.get(token) for token in (HEARD, REPLY)}
-            text = words.decode([token for token in run.ids if token not in hidden])
-            return Part("text", text.strip(), run.ids, label=run.label)
+            return Part("text", self._model.plain(run.ids).strip(), run.ids, label=run.label)
         codes, lost = unflatten(words.vocabulary, run.kind, run.ids)
         try:
             value = codecs.make(run.kind, codes, replace(self._settings.rendering, seed=self._settings.seed))
         except UserError as error:  # one medium that fails does not take the others with it
             return Part(run.kind, None, run.ids, note=str(error))
         return Part(run.kind, value, run.ids, note=f"{lost} tokens fitted no frame." if lost else "")
+
+
+def _words(text: str) -> list[str]:
+    return re.findall(r"\w+", text.lower())
 
 
 def _preset(s: Settings) -> Preset:

@@ -18,9 +18,11 @@ class Sampler:
 
     guidance: how far scores are taken away from those of the same stream without the request (classifier-free guidance,
     arXiv 2207.12598, as MusicGen has it for codes, arXiv 2306.05284); 1 is none.
+    candidates: how often a run of a medium may be written until its codec finds that it holds together; the best one
+    is kept (as DALL-E, arXiv 2102.12092, keeps the best of many pictures).
 
     Raises:
-        BadInput: a value outside its range.
+        BadInput: a value outside its range, or several candidates that would all be the same.
     """
 
     temperature: float = 1.0
@@ -28,6 +30,7 @@ class Sampler:
     top_k: int = 0
     repetition: float = 1.0
     guidance: float = 1.0
+    candidates: int = 1
 
     def __post_init__(self) -> None:
         if not 0 <= self.temperature <= 10:
@@ -40,6 +43,10 @@ class Sampler:
             raise BadInput(f"The repetition penalty is {self.repetition}; it can be 0.1 to 10, and 1 is none.")
         if not 0 <= self.guidance <= 20:
             raise BadInput(f"The guidance is {self.guidance}; it can be 0 to 20, and 1 is none.")
+        if not 1 <= self.candidates <= 16:
+            raise BadInput(f"The number of candidates is {self.candidates}; it can be 1 to 16.")
+        if self.candidates > 1 and self.temperature == 0:
+            raise BadInput("Candidates at temperature 0 are all the same. Ask for one, or for a higher temperature.")
 
 
 GREEDY = Sampler(temperature=0.0)
@@ -67,7 +74,7 @@ PRESETS: dict[str, Preset] = {
         "text": GREEDY,
         "image": Sampler(temperature=0.5, top_p=0.9),
         "speech": GREEDY,
-        "music": Sampler(temperature=0.5, top_p=0.9, guidance=5.0),
+        "music": Sampler(temperature=0.5, top_p=0.9, guidance=5.0, candidates=4),
         "audio": Sampler(temperature=0.9, top_p=0.95),
     },
 }

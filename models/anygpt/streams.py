@@ -153,6 +153,12 @@ class Splitter:
         self.ids.append(token)
         return runs
 
+    def retract(self, count: int) -> None:
+        """Takes back the last ids of the run that is open. Raises ValueError for more units than it has."""
+        if self.kind == "text" or not 0 <= count < len(self.ids):
+            raise ValueError(f"{count} of the {len(self.ids)} ids of {self.kind} cannot be taken back")
+        del self.ids[len(self.ids) - count :]
+
     def finish(self) -> list[Run]:
         """What is left at the end of the stream."""
         return [self._close(whole=self.kind == "text")] if self.ids else []

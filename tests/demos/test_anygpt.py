@@ -3,6 +3,7 @@
 import json
 import wave
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,9 @@ from demos.anygpt_parts import MIXED, MUSIC, PRESETS, SPEECH, Choices
 from demos.anygpt_tokens import TokenView
 from models.anygpt import templates
 from models.anygpt.audio import Audio, read_music, wav
-from models.anygpt.pipeline import Settings
+from models.anygpt.codecs import Codecs
+from models.anygpt.pipeline import AnyGPT, Settings
+from models.anygpt.sampling import PRESETS as SAMPLING
 from models.anygpt.streams import Part
 from models.errors import BadInput, WeightsNotFound
 from models.images import read_image
@@ -25,6 +28,7 @@ from tests.demos import tiny_anygpt
 from tests.demos.tiny_anygpt import RATE, load, reply_of, tiny_app, tiny_model
 
 PARTS = ["text", "text", "image", "music", "speech"]  # of the reply it knows
+PAPER = SAMPLING["paper"]
 CONTROLS = {
     "sounds": SPEECH, "output": "auto", "preset": "chat", "template": "the model's own",
     "sampling": "the model's own", "seed": 0, "tokens": 128,
@@ -204,6 +208,32 @@ def test_a_part_is_shown_as_it_closes(handle):
             assert not seen or count >= seen[-1]
             seen.append(count)
     assert len(set(seen)) >= len(PARTS)
+
+
+def test_candidates_that_are_not_kept_leave_the_page_again(monkeypatch):
+    """A codec that likes no music: three are written, and the first is kept."""
+    monkeypatch.setattr(chat, "OFTEN", 0.0)
+    model = tiny_model()
+    codecs = Codecs({}, {"image": tiny_anygpt.draw, "speech": tiny_anygpt.sound, "music": tiny_anygpt.sound},
+                    {"music": lambda codes: 0.0})  # fmt: skip
+    settings = replace(model.settings, sampling=PAPER | {"music": replace(PAPER["music"], candidates=3)})
+    choosy = AnyGPT(model.lm, model.words, codecs, tiny_anygpt.RULES, settings)
+
+    def load_choosy(report, device):
+        return replace(load(report, device), model=choosy)
+
+    handle = Runtime(device="cpu").register("anygpt", load_choosy, estimate_bytes=1_000_000)
+    screens = list(answers(handle, chat.Talk(), {"text": "hi", "files": []}))
+    said = " ".join(str(outputs[3]) for outputs in screens)
+    assert "Candidate 2, writing music: 1 tokens" in said and "Candidate 3, writing music" in said
+    assert "Candidate 4" not in said and "Candidate 2, writing picture" not in said
+    *_, tokens, _, _, talk = screens[-1]
+    reply = talk.turns[1]
+    assert [part.kind for part in reply.parts] == ["text", "text", "image", "music", "speech"]
+    written = TokenView(model.words, (), 0, 99)
+    for token in (*(token for part in reply.parts for token in part.token_ids), *model.stop):
+        written.push(token)
+    assert tokens.count('class="music') - 1 == written.html().count('class="music') - 1 == written.counts["music"]
 
 
 def test_stopping_in_the_middle_of_music_keeps_what_was_whole_and_the_talk_goes_on(handle, monkeypatch):

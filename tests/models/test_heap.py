@@ -25,8 +25,29 @@ assert heap.give_back()
 print(full - megabytes())
 """
 
+KEEPING = """
+import ctypes, resource
+from models import heap
+assert heap.keep()
+libc = ctypes.CDLL(None)
+libc.malloc.restype, libc.free.argtypes = ctypes.c_void_p, [ctypes.c_void_p]
+for _ in range(2):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    block = libc.malloc(100_000_000)
+    ctypes.memset(block, 1, 100_000_000)
+    libc.free(block)
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
 
 @pytest.mark.skipif(not heap.share_heaps(), reason="needs glibc")
 def test_freed_memory_goes_back_to_the_system():
     told = subprocess.run([sys.executable, "-c", SCRIPT], capture_output=True, text=True, check=True)
     assert float(told.stdout) > 180
+
+
+@pytest.mark.skipif(not heap.share_heaps(), reason="needs glibc")
+def test_kept_memory_is_used_again_without_new_pages():
+    told = subprocess.run([sys.executable, "-c", KEEPING], capture_output=True, text=True, check=True)
+    first, second = map(int, told.stdout.split())
+    assert second < 10 < first

@@ -48,6 +48,8 @@ FLOOR = 1e-7  # power, -70 dB of full scale: what is softer is not looked at
 
 # Beats a minute that a first frame can tell, evenly spaced in pitch; one more code is for "none".
 BEATS = np.geomspace(50, 180, MUSIC_LEAD - 1)
+NO_BEAT = len(BEATS)
+NEAR_BEATS, NEAR_COLOURS = 2, 8  # what `fit` takes as kept: about 9 %; a quarter of the colours
 ENOUGH = 0.6  # of the highest peak: the fastest pulse that reaches it is the beat
 FAINT = -6.5  # log10 of power; rises below it start no note
 
@@ -110,11 +112,30 @@ class MusicCodec(nn.Module):
             raise BadInput("The music is silent in its first 4 seconds. Cut the start off, or choose another file.")
         found = spectra(samples)
         latent = self.latent(found)
-        beats = tempo(found[0])
-        beat = MUSIC_LEAD - 1 if math.isnan(beats) else int(np.abs(np.log(BEATS / beats)).argmin())
-        colour = int(torch.cdist(overall(latent), self.colours).argmin())
+        colour = int(self._from_colours(latent).argmin())
         codes = self.quantiser.codes(latent)[0].T.numpy()
-        return np.concatenate([[[SIZE + beat], [SIZE + colour]], codes], 1)
+        return np.concatenate([[[SIZE + beat(found[0])], [SIZE + colour]], codes], 1)
+
+    @torch.inference_mode()
+    def fit(self, codes: np.ndarray) -> float:
+        """How well the sound of codes (2, 1 + n) keeps to their first frame, 0 to 1: half for its beat, half for its
+        colour. 1: the beat is within `NEAR_BEATS` places, and fewer than `NEAR_COLOURS` colours are nearer.
+
+        Raises `BadInput` as `decode`.
+        """
+        told_beat, told_colour = (int(code) - SIZE for code in np.asarray(codes)[:, 0])
+        found = spectra(torch.from_numpy(self.decode(codes).samples)[None])
+        heard = beat(found[0])
+        away = abs(heard - told_beat) if NO_BEAT not in (heard, told_beat) else len(BEATS) * (heard != told_beat)
+        distances = self._from_colours(self.latent(found))
+        nearer = int((distances < distances[told_colour]).sum())
+        beats = 1.0 if away <= NEAR_BEATS else 1 - away / len(BEATS)
+        colours = 1.0 if nearer < NEAR_COLOURS else 1 - nearer / MUSIC_LEAD
+        return (beats + colours) / 2
+
+    def _from_colours(self, latent: Tensor) -> Tensor:
+        """How far latents (1, n, dim) are from each colour: (MUSIC_LEAD,)."""
+        return torch.cdist(overall(latent), self.colours)[0]
 
     @torch.inference_mode()
     def decode(self, codes: np.ndarray) -> Audio:
@@ -337,6 +358,12 @@ def tempo(found: Tensor) -> float:
     left, middle, right = whole[lag - 1 : lag + 2]
     curve = left - 2 * middle + right
     return float(60 * RATE / HOP / (lag + (0.5 * (left - right) / curve if curve < 0 else 0.0)))
+
+
+def beat(found: Tensor) -> int:
+    """The place of a sound's `tempo` among `BEATS`; `NO_BEAT` where nothing starts."""
+    beats = tempo(found)
+    return NO_BEAT if math.isnan(beats) else int(np.abs(np.log(BEATS / beats)).argmin())
 
 
 def noise_edges() -> Tensor:

@@ -73,6 +73,9 @@ def codecs(folder: Path) -> Codecs:
     def play(codes: np.ndarray, how: Rendering) -> Audio:
         return music().decode(codes)
 
+    def keeps(codes: np.ndarray) -> float:
+        return music().fit(codes)
+
     def there(medium: Medium, codec: Callable[..., Any]) -> Any:
         name = f"{medium}.safetensors"
         if (folder / name).exists():
@@ -85,7 +88,7 @@ def codecs(folder: Path) -> Codecs:
     makers: dict[Medium, Make | Missing] = {
         medium: there(medium, make) for medium, make in zip(CODECS, (draw, speak, play), strict=True)
     }
-    return Codecs(readers, makers)
+    return Codecs(readers, makers, {"music": keeps})
 
 
 def _speech(folder: Path) -> Any:

@@ -30,7 +30,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, distributed, multiprocessing
 
-from models import shipping
+from models import heap, shipping
 from models.anygpt.embedded import chat, language, lessons, library, lm, tier
 from models.anygpt.embedded.instructions import BEATS, OPENING, Author, Exchange
 from models.anygpt.embedded.layout import SHIPPED
@@ -56,7 +56,7 @@ TASKS = {
     "draw": 2.0,
     "caption": 1.0,
     "look": 1.0,
-    "read aloud": 3.5,
+    "read aloud": 5.0,
     "transcribe": 4.0,
     "compose": 2.5,
     "describe": 1.5,
@@ -94,7 +94,7 @@ class Recipe:
     base: float = 0.02
     openings: float = 0.5
     composed: float = 0.35
-    drawn: float = 0.35
+    drawn: float = 0.2
     kept: float = 6.0
     pictured: float = 2.0
     seed: int = 0
@@ -119,7 +119,8 @@ class Curriculum:
         page = rng.random()
         if author.library.composed and page < self.recipe.openings:
             composed = rng.random() < self.recipe.composed
-            captions = author.captioned_music(60, rng.choice((OPENING, OPENING, BEATS)), heard=not composed)
+            lengths = (OPENING, OPENING, BEATS) if composed else (OPENING, None, None)
+            captions = author.captioned_music(60, rng.choice(lengths), heard=not composed)
             rows[0] = lessons.document(captions, self.words, text_first=composed, length=self.recipe.length)
         elif author.library.pictures and page > 1 - self.recipe.drawn:
             pictures = author.captioned_pictures(60)
@@ -407,6 +408,7 @@ def work(number: int, arguments: argparse.Namespace, meeting: Path) -> None:
     """One of the processes. Threads of one process would wait for one another whenever the machine does other work."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     torch.set_num_threads(1)
+    heap.keep()
     distributed.init_process_group("gloo", f"file://{meeting.resolve()}", rank=number, world_size=arguments.workers)
     recipe = Recipe(rate=arguments.rate, rows_rate=3 * arguments.rate, cooling=arguments.cooling, seed=arguments.seed)
     training = Training(lm.begin(), recipe, arguments.out)

@@ -1,5 +1,6 @@
 """Generation against `transformers.generate`: same model, same ids."""
 
+from dataclasses import replace
 from itertools import islice
 
 import pytest
@@ -12,13 +13,15 @@ from transformers import (
     GPT2Config,
     GPT2LMHeadModel,
     LogitsProcessorList,
+    MistralConfig,
+    MistralForCausalLM,
     TemperatureLogitsWarper,
     TopKLogitsWarper,
     TopPLogitsWarper,
 )
 
 from models.anygpt import decoding, lean, sampling
-from models.anygpt.decoding import LanguageModel, generate
+from models.anygpt.decoding import LanguageModel, Retract, generate
 from models.anygpt.grammar import Free, Grammar, Rule
 from models.anygpt.sampling import PRESETS, Sampler
 from models.anygpt.vocabulary import stop_ids
@@ -165,10 +168,94 @@ def test_the_distribution_is_transformers_own(temperature, top_p, top_k, seed):
     torch.testing.assert_close(ours, theirs.softmax(-1)[0], atol=1e-5, rtol=1e-4)
 
 
-@pytest.mark.parametrize("wrong", [{"temperature": -1}, {"top_p": 0}, {"top_p": 1.5}, {"top_k": -1}, {"repetition": 0}])
+@pytest.mark.parametrize(
+    "wrong", [{"temperature": -1}, {"top_p": 0}, {"top_p": 1.5}, {"top_k": -1}, {"repetition": 0}, {"candidates": 0}]
+)
 def test_settings_out_of_range_are_refused(wrong):
     with pytest.raises(BadInput, match="it can be"):
         Sampler(**wrong)
+
+
+def test_candidates_that_would_be_the_same_are_refused():
+    with pytest.raises(BadInput, match="all the same"):
+        Sampler(temperature=0, candidates=2)
+
+
+# Candidates
+
+MUSIC = Sampler(temperature=2.0)  # a random model's choices differ
+TALK = {"text": Sampler(temperature=0), "music": MUSIC}
+SEVERAL = TALK | {"music": replace(MUSIC, candidates=3)}
+
+
+def composing(small) -> tuple[Grammar, list[int]]:
+    tokenizer, vocabulary = small
+    grammar = Grammar(vocabulary, {"music": Rule(8, 8, 1)}, stop_ids(tokenizer, vocabulary), 30)
+    return grammar, [*PROMPT, vocabulary.media["music"].start]
+
+
+def kept(events: list) -> list[int]:
+    ids: list[int] = []
+    for event in events:
+        if isinstance(event, Retract):
+            del ids[len(ids) - event.count :]
+        else:
+            ids.append(event)
+    return ids
+
+
+def test_a_candidate_that_fits_is_the_only_one(small, model):
+    grammar, prompt = composing(small)
+    events = list(generate(LanguageModel(model), prompt, grammar, SEVERAL, 3, fit=lambda ids: 1.0))
+    assert events == list(generate(LanguageModel(model), prompt, grammar, TALK, 3))
+
+
+@pytest.mark.parametrize(
+    ("fits", "best"), [((0.2, 0.9, 0.5), 1), ((0.2, 0.5, 0.9), 2), ((0.2, 1.0), 1), ((0.4,) * 3, 0)]
+)
+@pytest.mark.parametrize("guidance", [1.0, 2.5])
+def test_the_best_candidate_is_kept_and_the_reply_goes_on_from_it(small, model, fits, best, guidance):
+    grammar, prompt = composing(small)
+    preset = SEVERAL | {"music": replace(SEVERAL["music"], guidance=guidance)}
+    for lm in (LanguageModel(model), lean.exact(model)):
+        seen: list[list[int]] = []
+
+        def fit(ids, seen=seen):
+            start, *run, end = ids  # the reply so far begins with the marker that the prompt ends with
+            assert (start, end) == (prompt[-1], grammar.vocabulary.media["music"].end)
+            seen.append(run)
+            return fits[len(seen) - 1]
+
+        events = list(generate(lm, prompt, grammar, preset, 3, without=PROMPT[:2], fit=fit))
+        reply = kept(events)
+        assert len(seen) == len(fits) and len({tuple(run) for run in seen}) == len(fits)
+        assert all(len(run) == 8 for run in seen)
+        assert reply[:8] == seen[best]
+        # What follows is what a model says that has read the best run and nothing of the others.
+        end = reply[8]
+        follow = generate(lm, [*prompt, *seen[best], end], Free(lm.rows, [2], 30), {"text": Sampler(temperature=0)})
+        assert grammar.vocabulary.ends(end) == "music"
+        text = next(follow)
+        assert reply[9] == text or text not in grammar.after(reply[:9], prompt)
+
+
+def test_candidates_are_the_same_for_the_same_seed(small, model):
+    grammar, prompt = composing(small)
+    once, again, other = (
+        list(generate(LanguageModel(model), prompt, grammar, SEVERAL, seed, fit=lambda ids: 0.5)) for seed in (3, 3, 4)
+    )
+    assert once == again != other
+
+
+def test_a_cache_that_cannot_go_back_says_so(small):
+    grammar, prompt = composing(small)
+    config = MistralConfig(
+        vocab_size=grammar.vocabulary.size, hidden_size=32, intermediate_size=48, num_hidden_layers=2,
+        num_attention_heads=4, num_key_value_heads=2, sliding_window=16,
+    )  # fmt: skip
+    sliding = LanguageModel(MistralForCausalLM(config).eval())
+    with pytest.raises(BadInput, match="cannot go back"):
+        list(generate(sliding, prompt, grammar, SEVERAL, 3, fit=lambda ids: 0.0))
 
 
 # Lean Llama

@@ -156,6 +156,24 @@ def test_the_colour_is_of_the_sound_and_not_of_the_tune(codec: music_codec.Music
     assert int(codec.encode(Audio(noise, RATE))[1, 0]) not in plucked
 
 
+@pytest.mark.parametrize("beats", [60, 90, 140])
+def test_sound_keeps_to_its_first_frame_and_not_to_that_of_another(codec: music_codec.MusicCodec, beats: float) -> None:
+    codes = codec.encode(beating(beats))
+    assert codec.fit(codes) == 1
+    faster, coloured, both = (codes.copy() for _ in range(3))
+    faster[0, 0] = both[0, 0] = SIZE + (codes[0, 0] - SIZE + 12) % len(BEATS)
+    latent = codec.latent(spectra(torch.from_numpy(codec.decode(codes).samples)[None]))
+    distances = torch.cdist(music_codec.overall(latent), codec.colours)[0]
+    coloured[1, 0] = both[1, 0] = SIZE + int(distances.argmax())
+    assert 0 <= codec.fit(both) < min(codec.fit(faster), codec.fit(coloured)) < 1
+
+
+def test_a_beat_that_is_not_there_does_not_fit(codec: music_codec.MusicCodec) -> None:
+    codes = codec.encode(beating(90))
+    codes[0, 0] = SIZE + MUSIC_LEAD - 1
+    assert codec.fit(codes) <= 0.5
+
+
 def test_missing_weights_are_named(tmp_path: Path) -> None:
     with pytest.raises(WeightsNotFound):
         music_codec.load(tmp_path)

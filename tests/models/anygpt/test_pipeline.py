@@ -12,9 +12,10 @@ from PIL import Image
 
 from models.anygpt.audio import Audio
 from models.anygpt.codecs import Codecs, Encoded, Missing, Rendering
-from models.anygpt.decoding import LanguageModel
+from models.anygpt.decoding import LanguageModel, Retract
 from models.anygpt.grammar import Rule
 from models.anygpt.pipeline import AnyGPT, Reply, Settings
+from models.anygpt.sampling import GREEDY, Sampler
 from models.anygpt.streams import Part, flatten
 from models.errors import BadInput, Cancelled, WeightsNotFound
 
@@ -166,6 +167,34 @@ def test_stopping_in_the_middle_of_music_keeps_what_was_whole(anygpt):
     follow.close()
     assert list(follow) == []
     assert len(follow.turn.parts) == 1
+
+
+def test_the_codec_chooses_among_candidates_and_the_reply_is_the_one_it_chose(model, words):
+    """The judge wants the most of code 3, which it is told about in codes, not ids."""
+    judged: list[np.ndarray] = []
+
+    def judge(codes: np.ndarray) -> float:
+        judged.append(codes)
+        return float((codes == 3).mean()) / 2
+
+    codecs = Codecs({}, {"music": sound}, {"music": judge})
+    settings = replace(SETTINGS, output="music", sampling={"text": GREEDY, "music": Sampler(3.0, candidates=4)})
+    stream: list[int] = []
+
+    def watch(token: int | Retract) -> None:
+        if isinstance(token, Retract):
+            del stream[len(stream) - token.count :]
+        else:
+            stream.append(token)
+
+    reply = AnyGPT(LanguageModel(model), words, codecs, RULES, settings).chat(["play"], on_token=watch)
+    part = next(reply)
+    assert len(judged) == 4
+    best = max(judged, key=lambda codes: (codes == 3).mean())
+    assert part.token_ids == flatten(words.vocabulary, "music", best)
+    np.testing.assert_array_equal(part.value.samples, sound(best, Rendering()).samples)
+    list(reply)
+    assert [t for t in stream if t not in reply._model.stop] == [t for run in reply.turn.parts for t in run.token_ids]
 
 
 def test_two_users_at_once_get_what_each_gets_alone(anygpt):

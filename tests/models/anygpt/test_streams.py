@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from models.anygpt import streams
-from models.anygpt.streams import Turn, flatten, split, trim, unflatten
+from models.anygpt.streams import Splitter, Turn, flatten, split, trim, unflatten
 from models.anygpt.vocabulary import Vocabulary, extend
 from models.errors import BadInput
 from tests.models.anygpt.tiny import SMALL, llama_tokenizer
@@ -86,6 +86,21 @@ def test_any_stream_is_cut_without_loss(ids):
             assert run.ids[0] == units.start
             assert run.closed == (run.ids[-1] == units.end)
             assert all(VOCABULARY.unit(token)[0] == run.kind for token in run.ids[1 : -1 if run.closed else None])
+
+
+def test_units_of_the_open_run_can_be_taken_back(vocabulary):
+    start, *units, end = flatten(vocabulary, "image", np.array([[3, 1, 4, 1]]))
+    splitter = Splitter(vocabulary)
+    for token in (start, *units[:3]):
+        splitter.push(token)
+    splitter.retract(2)
+    splitter.retract(0)
+    runs = [run for token in (*units, end) for run in splitter.push(token)]
+    assert [run.ids for run in runs] == [(start, units[0], *units, end)]
+    for token in (40, start, units[0]):
+        splitter.push(token)
+    with pytest.raises(ValueError, match="2 of the 2 ids of image"):
+        splitter.retract(2)  # its marker
 
 
 def test_parts_come_in_their_order_and_spoken_text_is_labelled(words):
