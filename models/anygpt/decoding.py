@@ -58,6 +58,10 @@ class Reader(Protocol):
 
     def open(self) -> Stream: ...
 
+    def read(self, pieces: Sequence[tuple[Any, Sequence[int]]]) -> list[Tensor]:
+        """Reads ids in streams of its own, each as `Stream.read`."""
+        ...
+
     def scores(self, hidden: Tensor, allowed: Allowed) -> Tensor: ...
 
 
@@ -92,6 +96,10 @@ class LanguageModel:
     def open(self) -> Session:
         """A cache of its own: two conversations never meet."""
         return Session(self)
+
+    def read(self, pieces: Sequence[tuple[Session, Sequence[int]]]) -> list[Tensor]:
+        """Reads ids in streams, one after another; each as `Session.read`."""
+        return [session.read(ids) for session, ids in pieces]
 
     @torch.inference_mode()
     def hidden(self, ids: Tensor, cache: DynamicCache) -> Tensor:
@@ -280,10 +288,14 @@ class _Writing:
         if len(allowed) == 1:
             return self.take(allowed.spans[0][0])
         sampler = GREEDY if self.preset is None else self.preset[allowed.kind]
-        scores = self.lm.scores(self._reading.hidden(), allowed)
-        if self._blank is not None and sampler.guidance != 1:
-            plain = self.lm.scores(self._blank.hidden(), allowed)
-            scores = plain + sampler.guidance * (scores - plain)
+        guided = self._blank is not None and sampler.guidance != 1
+        readings = self._readings() if guided else [self._reading]
+        read = self.lm.read([(reading.stream, reading.unread) for reading in readings])
+        for reading in readings:
+            reading.unread = []
+        scores, *plain = (self.lm.scores(hidden, allowed) for hidden in read)
+        if plain:
+            scores = plain[0] + sampler.guidance * (scores - plain[0])
         been = torch.cat([self._seen[low:high] for low, high in allowed.spans])
         return self.take(_id(allowed, choose(scores, been, sampler, self._generator)))
 
@@ -317,11 +329,6 @@ class _Reading:
 
     def __init__(self, stream: Stream, ids: Sequence[int]) -> None:
         self.stream, self.unread = stream, list(ids)
-
-    def hidden(self) -> Tensor:
-        """Reads all; what `Stream.read` gives."""
-        unread, self.unread = self.unread, []
-        return self.stream.read(unread)
 
     def mark(self) -> tuple[int, list[int]]:
         """How much is read, and what is not: one id, so that whoever comes back here reads little again."""

@@ -37,9 +37,10 @@ class Matrix:
 
 
 class Int8Matrix(Matrix):
-    """The same from 8-bit weights where x is a single row."""
+    """The same from 8-bit weights where x has few rows."""
 
-    NUMBERS = torch.bfloat16  # of the row; the kernel for float32 is ten times slower
+    NUMBERS = torch.bfloat16  # of the rows; the kernel for float32 is ten times slower
+    ROWS = 2  # one token of a stream, and of the one that guides it
 
     def __init__(self, weight: Tensor) -> None:
         super().__init__(weight)
@@ -48,7 +49,7 @@ class Int8Matrix(Matrix):
         self.scale = scale.to(self.NUMBERS)
 
     def __call__(self, x: Tensor) -> Tensor:
-        return self.rows(x, 0, len(self.scale)) if len(x) == 1 else super().__call__(x)
+        return self.rows(x, 0, len(self.scale)) if len(x) <= self.ROWS else super().__call__(x)
 
     def rows(self, x: Tensor, low: int, high: int) -> Tensor:
         return torch._weight_int8pack_mm(x.to(self.NUMBERS), self.small[low:high], self.scale[low:high]).to(x.dtype)
@@ -82,9 +83,45 @@ class LeanLlama:
         return LeanSession(self)
 
     @torch.inference_mode()
+    def read(self, pieces: Sequence[tuple[LeanSession, Sequence[int]]]) -> list[Tensor]:
+        """Reads at least one id in each of some streams; the last position's final hidden state (1, width) of each.
+
+        One pass over the matrices for all: they are most of what a single token costs.
+
+        Raises:
+            BadInput: a stream would be longer than the model's window.
+        """
+        c, lengths = self.config, [len(ids) for _, ids in pieces]
+        if sum(lengths) > PREFILL:
+            return [session.read(ids) for session, ids in pieces]
+        for session, ids in pieces:
+            check_window(session.length + len(ids), self.window)
+            session.reserve(len(ids))
+        x = F.embedding(torch.tensor([token for _, ids in pieces for token in ids], device=self.device), self.embedding)
+        places = torch.cat([torch.arange(len(ids), device=self.device) + session.length for session, ids in pieces])
+        angles = torch.outer(places.float(), self.frequencies).repeat(1, 2)[:, None]
+        cos, sin = angles.cos().to(x.dtype), angles.sin().to(x.dtype)
+        seen = [session.seen(len(ids)) for session, ids in pieces]
+        for i, (attention_norm, qkv, output, mlp_norm, gate_up, down) in enumerate(self.layers):
+            heads = qkv(self._normed(x, attention_norm)).view(len(x), -1, c.head_dim)
+            turning, v = heads.split((c.heads + c.kv_heads, c.kv_heads), 1)
+            a, b = turning.chunk(2, -1)
+            turned = turning * cos + torch.cat((-b, a), -1) * sin
+            rows = zip(pieces, turned.split(lengths), v.split(lengths), seen, strict=True)
+            x = x + output(torch.cat([session.attend(i, *row) for (session, _), *row in rows]))
+            gate, up = gate_up(self._normed(x, mlp_norm)).chunk(2, -1)
+            x = x + down(F.silu(gate) * up)
+        for session, ids in pieces:
+            session.length += len(ids)
+        return [self._normed(part[-1:], self.norm) for part in x.split(lengths)]
+
+    @torch.inference_mode()
     def scores(self, hidden: Tensor, allowed: Allowed) -> Tensor:
         """Logits of the allowed ids, (n,) float32, for a hidden state (1, width)."""
         return torch.cat([self.head.rows(hidden, low, high) for low, high in allowed.spans], 1)[0].float()
+
+    def _normed(self, x: Tensor, weight: Tensor) -> Tensor:
+        return F.rms_norm(x, (x.shape[-1],), weight, self.config.eps)
 
 
 def exact(model: PreTrainedModel, window: int | None = None) -> LeanLlama:
@@ -112,52 +149,38 @@ class LeanSession:
         """Forgets what came after the first `length` ids."""
         self.length = length
 
-    @torch.inference_mode()
     def read(self, ids: Sequence[int]) -> Tensor:
         """Reads at least one id; the last position's final hidden state (1, width). See `decoding.Session.read`."""
         check_window(self.length + len(ids), self.lm.window)
-        x = torch.empty(0)
+        hidden = torch.empty(0)
         for low in range(0, len(ids), PREFILL):
-            x = self._piece(torch.tensor(ids[low : low + PREFILL], device=self.lm.device))
-        return self._normed(x[-1:], self.lm.norm)
+            (hidden,) = self.lm.read([(self, ids[low : low + PREFILL])])
+        return hidden
 
-    def _piece(self, ids: Tensor) -> Tensor:
-        lm, c = self.lm, self.lm.config
-        start, end = self.length, self.length + len(ids)
-        self._reserve(end)
-        x = F.embedding(ids, lm.embedding)
-        angles = torch.outer(torch.arange(start, end, device=lm.device).float(), lm.frequencies).repeat(1, 2)[:, None]
-        cos, sin = angles.cos().to(x.dtype), angles.sin().to(x.dtype)
-        unseen = None
-        if len(ids) > 1:
-            unseen = torch.ones((len(ids), end), dtype=torch.bool, device=lm.device).tril(start)
-        for i, (attention_norm, qkv, output, mlp_norm, gate_up, down) in enumerate(lm.layers):
-            heads = qkv(self._normed(x, attention_norm)).view(len(ids), -1, c.head_dim)
-            turning, v = heads.split((c.heads + c.kv_heads, c.kv_heads), 1)
-            a, b = turning.chunk(2, -1)
-            turned = turning * cos + torch.cat((-b, a), -1) * sin
-            self.keys[i, :, start:end] = turned[:, c.heads :].transpose(0, 1)
-            self.values[i, :, start:end] = v.transpose(0, 1)
-            seen = self._attend(turned[:, : c.heads], self.keys[i, :, :end], self.values[i, :, :end], unseen)
-            x = x + output(seen)
-            gate, up = gate_up(self._normed(x, mlp_norm)).chunk(2, -1)
-            x = x + down(F.silu(gate) * up)
-        self.length = end
-        return x
+    def attend(self, layer: int, turned: Tensor, v: Tensor, seen: Tensor | None) -> Tensor:
+        """What the next tokens see in a layer: (T, heads * d). Their keys and values are kept.
 
-    def _attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
-        """q (T, heads, d), k and v (KV heads, n, d), mask (T, n) -> (T, heads * d)."""
-        if mask is None:  # one token: the heads that share a key are rows of one query
+        turned: (T, heads + KV heads, d), queries and keys with their positions. v: (T, KV heads, d). seen: `seen`.
+        """
+        heads, start, end = self.lm.config.heads, self.length, self.length + len(turned)
+        self.keys[layer, :, start:end] = turned[:, heads:].transpose(0, 1)
+        self.values[layer, :, start:end] = v.transpose(0, 1)
+        q, k, v = turned[:, :heads], self.keys[layer, :, :end], self.values[layer, :, :end]
+        if seen is None:  # one token: the heads that share a key are rows of one query
             grouped = q.view(len(k), -1, q.shape[-1])
             return F.scaled_dot_product_attention(grouped[None], k[None], v[None]).view(1, -1)
-        out = F.scaled_dot_product_attention(q.transpose(0, 1)[None], k[None], v[None], mask, enable_gqa=True)
+        out = F.scaled_dot_product_attention(q.transpose(0, 1)[None], k[None], v[None], seen, enable_gqa=True)
         return out[0].transpose(0, 1).flatten(1)
 
-    def _normed(self, x: Tensor, weight: Tensor) -> Tensor:
-        return F.rms_norm(x, (x.shape[-1],), weight, self.lm.config.eps)
+    def seen(self, count: int) -> Tensor | None:
+        """(count, length + count) bool, what each of the next tokens may look at; None where there is only one."""
+        if count == 1:
+            return None
+        return torch.ones((count, self.length + count), dtype=torch.bool, device=self.keys.device).tril(self.length)
 
-    def _reserve(self, end: int) -> None:
-        have = self.keys.shape[2]
+    def reserve(self, count: int) -> None:
+        """Makes room for the next tokens."""
+        have, end = self.keys.shape[2], self.length + count
         if end > have:
             grown = (0, 0, 0, max(end, 2 * have) - have)
             self.keys, self.values = F.pad(self.keys, grown), F.pad(self.values, grown)

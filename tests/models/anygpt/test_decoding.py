@@ -270,6 +270,28 @@ def test_lean_llama_computes_what_transformers_computes(tied, prompt, monkeypatc
     assert ours == reference(model, prompt, 200)
 
 
+@pytest.mark.parametrize("prompt", [PROMPT, [(7 * i) % 300 + 3 for i in range(200)]])
+def test_guided_streams_of_lean_llama_are_read_together_without_a_difference(prompt, monkeypatch):
+    monkeypatch.setattr(lean, "PREFILL", 130)
+    model, preset = tiny_llama(480, seed=4), {"text": Sampler(temperature=0, guidance=2.5)}
+    ours, theirs = (
+        list(generate(lm, prompt, Free(480, [2], 60), preset, without=[1, 7, 9]))
+        for lm in (lean.exact(model), LanguageModel(model))
+    )
+    assert ours == theirs
+
+
+def test_streams_read_together_are_what_each_is_alone():
+    for made, tolerance in ((lean.exact, 1e-5), (lean.quantised, 2e-2)):
+        lm = made(tiny_llama(480, seed=4))
+        alone, together = [lm.open(), lm.open()], [lm.open(), lm.open()]
+        for ids in ((PROMPT, PROMPT[:3]), ([5], [6]), ([7], [8, 9]), ([10], [11])):
+            one = [session.read(piece) for session, piece in zip(alone, ids, strict=True)]
+            both = lm.read(list(zip(together, ids, strict=True)))
+            torch.testing.assert_close(one, both, atol=tolerance, rtol=0)
+        assert [session.length for session in together] == [len(PROMPT) + 3, 7]
+
+
 def test_eight_bits_are_close(monkeypatch):
     monkeypatch.setattr(lean, "PREFILL", 1)  # every token alone
     model = tiny_llama(480, seed=4)
