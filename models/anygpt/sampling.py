@@ -73,7 +73,7 @@ PRESETS: dict[str, Preset] = {
     "embedded": {
         "text": GREEDY,
         "image": Sampler(temperature=0.5, top_p=0.9),
-        "speech": GREEDY,
+        "speech": Sampler(temperature=0.5, top_p=0.9, candidates=3),
         "music": Sampler(temperature=0.5, top_p=0.9, guidance=5.0, candidates=4),
         "audio": Sampler(temperature=0.9, top_p=0.95),
     },

@@ -1,12 +1,15 @@
 """The shipped miniature, whole: SmolLM2 from its package, the codecs and the language model from assets/anygpt."""
 
 from dataclasses import replace
+from difflib import SequenceMatcher
 from pathlib import Path
 
 import pytest
 
 from models import anygpt
+from models.anygpt.decoding import Retract
 from models.anygpt.embedded import language, tier
+from models.anygpt.sampling import PRESETS, Sampler
 from models.anygpt.streams import Part
 from models.weights import ASSETS
 
@@ -37,6 +40,32 @@ def test_one_spoken_request_brings_all_media_back_in_the_trained_order(model):
     assert parts[3].value.size == (128, 128)
     assert parts[4].value.seconds == pytest.approx(4, abs=0.1)
     assert all(part.value is not None and not part.note for part in parts)
+
+
+def test_of_several_utterances_it_keeps_the_one_that_it_understands_best(model):
+    """Three blurred ones; what each is heard as is asked the usual way."""
+    text, units = "is it windy and sunny under the bridge", model.words.vocabulary.units("speech")
+    runs: list[list[int]] = [[]]
+
+    def watch(token: int | Retract) -> None:
+        if isinstance(token, Retract):
+            runs.append([])
+        elif token in units.ids:
+            runs[-1].append(token)
+
+    blurred = PRESETS["embedded"] | {"speech": Sampler(temperature=2.5, candidates=3)}
+    settings = replace(tier.SETTINGS, task="Text-to-Speech", output="speech", seed=1, sampling=blurred)
+    (said,) = model.chat([[Part("text", text)]], settings, watch)
+
+    def understood(run: list[int]) -> float:
+        speech = Part("speech", None, (units.start, *run, units.end))
+        (heard,) = chat(model, [speech], task="Speech-to-Text", output="text")
+        return SequenceMatcher(None, text.split(), language.plain(heard.value).split(), autojunk=False).ratio()
+
+    assert len(runs) >= 3
+    kept = [token for token in said.token_ids if token in units.ids]
+    assert understood(kept) == max(understood(run) for run in runs)
+    assert len({understood(run) for run in runs}) > 1
 
 
 def test_a_drawing_of_its_own_is_named(model):
