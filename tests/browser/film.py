@@ -46,9 +46,14 @@ class Film:
         first.save(path, save_all=True, append_images=others, duration=times, loop=0, optimize=True)
 
 
+def filmed() -> str | None:
+    """The folder for films, where they were asked for."""
+    return os.environ.get("FILM_FOLDER") or None
+
+
 def watched(page: Page) -> None:
     """Films the page where that was asked for, under the name of the test that opened it."""
-    folder = os.environ.get("FILM_FOLDER")
+    folder = filmed()
     if not folder:
         return
     test = os.environ["PYTEST_CURRENT_TEST"].rsplit("::", 1)[-1].removesuffix(" (setup)").removesuffix(" (call)")
