@@ -288,8 +288,7 @@ class _Writing:
         if len(allowed) == 1:
             return self.take(allowed.spans[0][0])
         sampler = GREEDY if self.preset is None else self.preset[allowed.kind]
-        guided = self._blank is not None and sampler.guidance != 1
-        readings = self._readings() if guided else [self._reading]
+        readings = self._readings(sampler.guidance != 1)
         read = self.lm.read([(reading.stream, reading.unread) for reading in readings])
         for reading in readings:
             reading.unread = []
@@ -309,9 +308,12 @@ class _Writing:
         return token
 
     def mark(self) -> _Mark:
-        return _Mark(
-            len(self.ids), self.state, self._seen.clone(), tuple(reading.mark() for reading in self._readings())
-        )
+        """This place, inside a run; all but the last id is read now, so that whoever comes back reads little again."""
+        assert self.preset is not None
+        for reading in self._readings(self.preset[self.state.kind].guidance != 1):
+            reading.catch_up()
+        read = tuple((reading.stream.length, list(reading.unread)) for reading in self._readings())
+        return _Mark(len(self.ids), self.state, self._seen.clone(), read)
 
     def rewind(self, mark: _Mark) -> None:
         del self.ids[mark.ids :]
@@ -320,8 +322,8 @@ class _Writing:
             reading.stream.rewind(length)
             reading.unread = list(unread)
 
-    def _readings(self) -> list[_Reading]:
-        return [self._reading] if self._blank is None else [self._reading, self._blank]
+    def _readings(self, guided: bool = True) -> list[_Reading]:
+        return [self._reading, self._blank] if self._blank is not None and guided else [self._reading]
 
 
 class _Reading:
@@ -330,13 +332,12 @@ class _Reading:
     def __init__(self, stream: Stream, ids: Sequence[int]) -> None:
         self.stream, self.unread = stream, list(ids)
 
-    def mark(self) -> tuple[int, list[int]]:
-        """How much is read, and what is not: one id, so that whoever comes back here reads little again."""
+    def catch_up(self) -> None:
+        """Reads all but the last id."""
         *before, last = self.unread
         if before:
             self.stream.read(before)
             self.unread = [last]
-        return self.stream.length, [last]
 
 
 def _id(allowed: Allowed, index: int) -> int:
@@ -368,7 +369,8 @@ class _GrowingLayer(DynamicLayer):
         return self.keys, self.values
 
     def rewind(self, length: int) -> None:
-        assert self._buffers is not None
+        if self._buffers is None:  # nothing was read
+            return
         self._length = length
         self.keys, self.values = (buffer[..., :length, :] for buffer in self._buffers)
 

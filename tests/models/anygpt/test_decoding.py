@@ -213,8 +213,8 @@ def test_a_candidate_that_fits_is_the_only_one(small, model):
 @pytest.mark.parametrize(
     ("fits", "best"), [((0.2, 0.9, 0.5), 1), ((0.2, 0.5, 0.9), 2), ((0.2, 1.0), 1), ((0.4,) * 3, 0)]
 )
-@pytest.mark.parametrize("guidance", [1.0, 2.5])
-def test_the_best_candidate_is_kept_and_the_reply_goes_on_from_it(small, model, fits, best, guidance):
+@pytest.mark.parametrize(("guidance", "without"), [(1.0, 2), (2.5, 2), (2.5, 1)])
+def test_the_best_candidate_is_kept_and_the_reply_goes_on_from_it(small, model, fits, best, guidance, without):
     grammar, prompt = composing(small)
     preset = SEVERAL | {"music": replace(SEVERAL["music"], guidance=guidance)}
     for lm in (LanguageModel(model), lean.exact(model)):
@@ -226,7 +226,7 @@ def test_the_best_candidate_is_kept_and_the_reply_goes_on_from_it(small, model, 
             seen.append(run)
             return fits[len(seen) - 1]
 
-        events = list(generate(lm, prompt, grammar, preset, 3, without=PROMPT[:2], fit=fit))
+        events = list(generate(lm, prompt, grammar, preset, 3, without=PROMPT[:without], fit=fit))
         reply = kept(events)
         assert len(seen) == len(fits) and len({tuple(run) for run in seen}) == len(fits)
         assert all(len(run) == 8 for run in seen)
