@@ -274,8 +274,7 @@ class _Shown:
         """The text that is being written."""
         if self._open.kind != "text" or not self._open.ids:
             return []
-        words, vocabulary = self._facts.words, self._facts.words.vocabulary
-        text = words.decode([i for i in self._open.ids if i not in vocabulary.control]).strip()
+        text = self._facts.words.plain(self._open.ids).strip()
         return [_text(text, "assistant", self._open.label)] if text else []
 
 

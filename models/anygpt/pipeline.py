@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from difflib import SequenceMatcher
 from functools import partial
@@ -127,10 +127,6 @@ class AnyGPT:
             pieces = templates.user(self._template(s), templates.message(s.task, parts))
         return Turn(role, parts, templates.encode(pieces, self.words))
 
-    def plain(self, ids: Iterable[int]) -> str:
-        """The text of ids, without what stands for roles and structure."""
-        return self.words.decode([token for token in ids if token not in self.words.vocabulary.control])
-
     def _fit(self, turn: Turn, s: Settings, ids: Sequence[int]) -> float:
         """How good the run is that a reply to `turn` ends with, 0 to 1.
 
@@ -141,7 +137,7 @@ class AnyGPT:
         if run.kind != "speech":
             return self.codecs.fit(run.kind, unflatten(self.words.vocabulary, run.kind, run.ids)[0])
         texts = [part.value for part in turn.parts if part.kind == "text" and s.task == "Text-to-Speech"]
-        texts += [self.plain(part.ids) for part in before if part.kind == "text"]
+        texts += [self.words.plain(part.ids) for part in before if part.kind == "text"]
         said = next((words for text in reversed(texts) if (words := _words(text))), None)
         return 1.0 if said is None else self._heard(run.ids, said, s)
 
@@ -155,7 +151,7 @@ class AnyGPT:
         ]
         prompt = [*self.words.begin, *templates.encode(pieces, self.words)]
         rules = Grammar(self.words.vocabulary, {}, self.stop, TOKENS_A_WORD * (len(said) + 2))
-        heard = self.plain(token for token in generate(self.lm, prompt, rules) if isinstance(token, int))
+        heard = self.words.plain(token for token in generate(self.lm, prompt, rules) if isinstance(token, int))
         return SequenceMatcher(None, said, _words(heard), autojunk=False).ratio()
 
     def _template(self, s: Settings) -> Template:
@@ -233,7 +229,7 @@ class Reply:
     def _part(self, run: Run) -> Part:
         words, codecs = self._model.words, self._model.codecs
         if run.kind == "text":
-            return Part("text", self._model.plain(run.ids).strip(), run.ids, label=run.label)
+            return Part("text", words.plain(run.ids).strip(), run.ids, label=run.label)
         codes, lost = unflatten(words.vocabulary, run.kind, run.ids)
         try:
             value = codecs.make(run.kind, codes, replace(self._settings.rendering, seed=self._settings.seed))

@@ -18,8 +18,8 @@ class Sampler:
 
     guidance: how far scores are taken away from those of the same stream without the request (classifier-free guidance,
     arXiv 2207.12598, as MusicGen has it for codes, arXiv 2306.05284); 1 is none.
-    candidates: how often a run of a medium may be written until its codec finds that it holds together; the best one
-    is kept (as DALL-E, arXiv 2102.12092, keeps the best of many pictures).
+    candidates: how often a run of a medium may be written until it is good enough (`decoding.Fit`); the best one is
+    kept (as DALL-E, arXiv 2102.12092, keeps the best of many pictures).
 
     Raises:
         BadInput: a value outside its range, or several candidates that would all be the same.

@@ -7,7 +7,7 @@ chat vocabularies, that of the published training code, and a small one of our o
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Literal, cast
 
@@ -258,6 +258,10 @@ class Words:
     def decode(self, ids: Sequence[int]) -> str:
         """Text as a person reads it; role tokens and markers in it are spelled out."""
         return str(self.tokenizer.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False))
+
+    def plain(self, ids: Iterable[int]) -> str:
+        """The same without role tokens and markers."""
+        return self.decode([token for token in ids if token not in self.vocabulary.control])
 
 
 def _grow(model: PreTrainedModel, before: int, size: int, seed: int) -> None:

@@ -48,7 +48,7 @@ class Film:
 
 def filmed() -> str | None:
     """The folder for films, where they were asked for."""
-    return os.environ.get("FILM_FOLDER") or None
+    return os.environ.get("FILM_FOLDER")
 
 
 def watched(page: Page) -> None:

@@ -229,7 +229,7 @@ def test_candidates_that_are_not_kept_leave_the_page_again(monkeypatch):
     assert "Candidate 4" not in said and "Candidate 2, writing picture" not in said
     *_, tokens, _, _, talk = screens[-1]
     reply = talk.turns[1]
-    assert [part.kind for part in reply.parts] == ["text", "text", "image", "music", "speech"]
+    assert [part.kind for part in reply.parts] == PARTS
     written = TokenView(model.words, (), 0, 99)
     for token in (*(token for part in reply.parts for token in part.token_ids), *model.stop):
         written.push(token)

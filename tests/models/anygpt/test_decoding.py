@@ -21,12 +21,12 @@ from transformers import (
 )
 
 from models.anygpt import decoding, lean, sampling
-from models.anygpt.decoding import LanguageModel, Retract, generate
+from models.anygpt.decoding import LanguageModel, generate
 from models.anygpt.grammar import Free, Grammar, Rule
 from models.anygpt.sampling import PRESETS, Sampler
 from models.anygpt.vocabulary import stop_ids
 from models.errors import BadInput
-from tests.models.anygpt.tiny import MaskingProcessor, tiny_llama
+from tests.models.anygpt.tiny import MaskingProcessor, kept, tiny_llama
 
 PROMPT = [1, 40, 300, 7, 9, 260]
 
@@ -192,16 +192,6 @@ def composing(small) -> tuple[Grammar, list[int]]:
     tokenizer, vocabulary = small
     grammar = Grammar(vocabulary, {"music": Rule(8, 8, 1)}, stop_ids(tokenizer, vocabulary), 30)
     return grammar, [*PROMPT, vocabulary.media["music"].start]
-
-
-def kept(events: list) -> list[int]:
-    ids: list[int] = []
-    for event in events:
-        if isinstance(event, Retract):
-            del ids[len(ids) - event.count :]
-        else:
-            ids.append(event)
-    return ids
 
 
 def test_a_candidate_that_fits_is_the_only_one(small, model):

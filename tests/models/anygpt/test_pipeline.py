@@ -18,6 +18,7 @@ from models.anygpt.pipeline import AnyGPT, Reply, Settings
 from models.anygpt.sampling import GREEDY, Sampler
 from models.anygpt.streams import Part, flatten
 from models.errors import BadInput, Cancelled, WeightsNotFound
+from tests.models.anygpt.tiny import kept
 
 RULES = {"image": Rule(4, 4, 2), "speech": Rule(1, 6, 2), "music": Rule(4, 12, 1)}
 SETTINGS = Settings(tokens=40, sampling="repository")
@@ -179,22 +180,16 @@ def test_the_codec_chooses_among_candidates_and_the_reply_is_the_one_it_chose(mo
 
     codecs = Codecs({}, {"music": sound}, {"music": judge})
     settings = replace(SETTINGS, output="music", sampling={"text": GREEDY, "music": Sampler(3.0, candidates=4)})
-    stream: list[int] = []
-
-    def watch(token: int | Retract) -> None:
-        if isinstance(token, Retract):
-            del stream[len(stream) - token.count :]
-        else:
-            stream.append(token)
-
-    reply = AnyGPT(LanguageModel(model), words, codecs, RULES, settings).chat(["play"], on_token=watch)
+    events: list[int | Retract] = []
+    reply = AnyGPT(LanguageModel(model), words, codecs, RULES, settings).chat(["play"], on_token=events.append)
     part = next(reply)
     assert len(judged) == 4
     best = max(judged, key=lambda codes: (codes == 3).mean())
     assert part.token_ids == flatten(words.vocabulary, "music", best)
     np.testing.assert_array_equal(part.value.samples, sound(best, Rendering()).samples)
     list(reply)
-    assert [t for t in stream if t not in reply._model.stop] == [t for run in reply.turn.parts for t in run.token_ids]
+    shown = [token for run in reply.turn.parts for token in run.token_ids]
+    assert [token for token in kept(events) if token not in reply._model.stop] == shown
 
 
 def test_two_users_at_once_get_what_each_gets_alone(anygpt):

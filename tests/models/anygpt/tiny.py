@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import string
+from collections.abc import Iterable
 
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, LlamaTokenizer, LogitsProcessor, PreTrainedTokenizerBase
 
+from models.anygpt.decoding import Retract
 from models.anygpt.grammar import Allowed, Rules
 from models.anygpt.vocabulary import Codes, Layout
 
@@ -35,6 +37,17 @@ def tiny_llama(size: int, seed: int = 0, **changes: object) -> LlamaForCausalLM:
         "bos_token_id": 1, "eos_token_id": 2, "tie_word_embeddings": False,
     }  # fmt: skip
     return LlamaForCausalLM(LlamaConfig(**(settings | changes))).eval()
+
+
+def kept(events: Iterable[int | Retract]) -> list[int]:
+    """The ids of a reply that were not taken back."""
+    ids: list[int] = []
+    for event in events:
+        if isinstance(event, Retract):
+            del ids[len(ids) - event.count :]
+        else:
+            ids.append(event)
+    return ids
 
 
 class MaskingProcessor(LogitsProcessor):
