@@ -300,11 +300,13 @@ class _Writing:
 
     def take(self, token: int) -> int:
         """Goes on with an id that may follow."""
+        unsaid = self.rules.unsaid(self.state, token)
         self.state = self.rules.advance(self.state, token)
         self.ids.append(token)
         self._seen[token] = True
-        for reading in self._readings():
-            reading.unread.append(token)
+        self._reading.unread.append(token)
+        if self._blank is not None:
+            self._blank.unread.append(unsaid)
         return token
 
     def mark(self) -> _Mark:

@@ -22,7 +22,8 @@ class Rule:
     """least, most: units in one run, multiples of the medium's layers. runs: how many a reply may have.
 
     codes: how many of a layer's codes there are, from 0 on, where the vocabulary has room for more. lead: how many
-    more follow them that are a run's first frame and nothing else.
+    more follow them that are a run's first frame and nothing else. unsaid: the one of these that says nothing, in the
+    first layer; a stream that guides without the request reads it in the place of what the first frame says.
     """
 
     least: int
@@ -30,6 +31,7 @@ class Rule:
     runs: int
     codes: int | None = None
     lead: int = 0
+    unsaid: int | None = None
 
 
 # Pictures have 32 codes; speech is capped at 30 s and music at 5 s (specification 2.4, 4); dialogues of the training
@@ -77,6 +79,10 @@ class Rules(Protocol):
 
     def advance(self, state: State, token: int) -> State: ...
 
+    def unsaid(self, state: State, token: int) -> int:
+        """What a stream that guides without the request reads where a reply goes on with an id."""
+        ...
+
 
 class Free:
     """No constraint: any of `size` ids until one of `stop`, or `tokens` of them."""
@@ -95,6 +101,9 @@ class Free:
     def advance(self, state: State, token: int) -> State:
         left = state.left - 1
         return replace(state, left=left, done=left <= 0 or token in self.stop)
+
+    def unsaid(self, state: State, token: int) -> int:
+        return token
 
 
 class Grammar:
@@ -115,6 +124,8 @@ class Grammar:
                 )
             if (rule.codes or size) + rule.lead > size:
                 raise BadInput(f"{medium} has {size} codes a layer: too few for those of a first frame besides.")
+            if rule.unsaid is not None and not 0 <= rule.unsaid - (rule.codes or size) < rule.lead:
+                raise BadInput(f"Code {rule.unsaid} is none of those of {medium}'s first frame.")
         if tokens < 1:
             raise BadInput(f"A reply needs at least 1 token; got {tokens}.")
         self.vocabulary, self.rules = vocabulary, dict(rules)
@@ -171,6 +182,13 @@ class Grammar:
         if state.kind != "text" and self.vocabulary.ends(token) is None:
             return replace(state, count=state.count + 1, left=left)
         return State("text", 0, left, state.runs, done=left <= 0)
+
+    def unsaid(self, state: State, token: int) -> int:
+        """The id itself but where a run's first frame says something that can be left unsaid."""
+        if state.kind == "text" or state.count:
+            return token
+        code = self.rules[state.kind].unsaid
+        return token if code is None else self.vocabulary.media[state.kind].layer(0)[code]
 
     def _may_open(self, state: State, medium: Medium) -> bool:
         return state.opened(medium) < self.rules[medium].runs and state.left - 1 >= self._needed(medium, 0)

@@ -27,7 +27,7 @@ from torch.nn import functional
 
 from models.anygpt import checkpoint
 from models.anygpt.audio import SHORTEST, SILENCE, Audio, Source, read_music
-from models.anygpt.embedded.layout import LAYOUT, MUSIC_CODES, MUSIC_FRAMES, MUSIC_LEAD
+from models.anygpt.embedded.layout import LAYOUT, MUSIC_CODES, MUSIC_FRAMES, MUSIC_LEAD, NO_BEAT
 from models.errors import BadInput
 from models.weights import read_safetensors
 
@@ -47,8 +47,7 @@ NOISES = 12
 FLOOR = 1e-7  # power, -70 dB of full scale: what is softer is not looked at
 
 # Beats a minute that a first frame can tell, evenly spaced in pitch; one more code is for "none".
-BEATS = np.geomspace(50, 180, MUSIC_LEAD - 1)
-NO_BEAT = len(BEATS)
+BEATS = np.geomspace(50, 180, NO_BEAT)
 NEAR_BEATS, NEAR_COLOURS = 2, 8  # what `fit` takes as kept: about 9 %; a quarter of the colours
 ENOUGH = 0.6  # of the highest peak: the fastest pulse that reaches it is the beat
 FAINT = -6.5  # log10 of power; rises below it start no note

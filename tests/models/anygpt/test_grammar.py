@@ -147,6 +147,20 @@ def test_codes_of_a_first_frame_come_first_and_only_there(vocabulary: Vocabulary
         Grammar(vocabulary, {"music": Rule(layers, layers, 1, lead=1)}, [], 40)
 
 
+def test_a_guiding_stream_reads_what_says_nothing_only_where_the_first_frame_begins(vocabulary: Vocabulary) -> None:
+    units = vocabulary.units("music")
+    size, layers = units.codes.size, units.codes.layers
+    grammar = Grammar(vocabulary, {"music": Rule(layers, 3 * layers, 1, size - 2, 2, unsaid=size - 1)}, [], 40)
+    state = grammar.begin([units.start])
+    for unit in range(3 * layers):
+        token = units.layer(unit % layers)[size - 2 if unit < layers else 0]
+        assert grammar.unsaid(state, token) == (token if unit else units.layer(0)[size - 1])
+        state = grammar.advance(state, token)
+    assert grammar.unsaid(grammar.advance(state, units.end), units.start) == units.start
+    with pytest.raises(BadInput, match="none of those of music's first frame"):
+        Grammar(vocabulary, {"music": Rule(layers, layers, 1, size - 2, 2, unsaid=0)}, [], 40)
+
+
 def test_codes_that_are_only_room_are_never_generated(vocabulary: Vocabulary) -> None:
     units = vocabulary.units("speech")
     grammar = Grammar(vocabulary, {"speech": Rule(1, 4, 1, codes=3)}, [], 20)
