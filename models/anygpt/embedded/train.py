@@ -93,12 +93,12 @@ class Recipe:
     talks: float = 0.35
     talks_from: float = 0.2
     chat: float = 0.05
-    text: float = 0.15
+    text: float = 0.25
     base: float = 0.02
     openings: float = 0.5
     composed: float = 0.35
     drawn: float = 0.2
-    kept: float = 6.0
+    kept: float = 12.0
     pictured: float = 2.0
     seed: int = 0
 
@@ -107,11 +107,11 @@ class Curriculum:
     """The batches of a recipe: the same for the same step and worker, whatever came before."""
 
     def __init__(
-        self, recipe: Recipe, lib: library.Library, words: Words, chat: Sequence[tuple[str, str]], text: str
+        self, recipe: Recipe, lib: library.Library, words: Words, chat: Sequence[tuple[str, str]], texts: Sequence[str]
     ) -> None:
         self.recipe, self.library, self.words, self.chat = recipe, lib, words, list(chat)
         self.begin = lessons.system(words)
-        self.text = words.encode(text)
+        self.texts = [ids for ids in map(words.encode, texts) if len(ids) > recipe.length]
 
     def batch(self, step: int, progress: float) -> tuple[Tensor, Tensor]:
         """ids and what is learnt, as `lessons.batch`; of step `step`, at `progress` of the time."""
@@ -133,7 +133,7 @@ class Curriculum:
     def _row(self, author: Author, rng: random.Random, packed: Iterator[Lesson]) -> Lesson:
         form = rng.random()
         length = self.recipe.length
-        if form < self.recipe.text and len(self.text) > length:
+        if form < self.recipe.text and self.texts:
             return self.plain(rng)
         form -= self.recipe.text
         if 0 <= form < self.recipe.documents and self.library.lexicon:
@@ -145,9 +145,10 @@ class Curriculum:
         return next(packed)
 
     def plain(self, rng: random.Random) -> Lesson:
-        """A piece of plain text."""
-        start = rng.randrange(len(self.text) - self.recipe.length)
-        ids = tuple(self.text[start : start + self.recipe.length])
+        """A piece of plain text, of each source alike."""
+        text = rng.choice(self.texts)
+        start = rng.randrange(len(text) - self.recipe.length)
+        ids = tuple(text[start : start + self.recipe.length])
         return Lesson(ids, (False, *(True,) * (len(ids) - 1)))
 
     def _lessons(self, author: Author, rng: random.Random, progress: float) -> Iterator[Lesson]:
@@ -428,6 +429,7 @@ def main() -> None:
         return print(ship(arguments.out))
     arguments.out.mkdir(parents=True, exist_ok=True)
     if arguments.command == "quiet":
+        heap.keep()
         training, curriculum = begun(arguments)
         return quieten(training, curriculum, arguments.weight, arguments.lower)
     meeting = arguments.out / "meeting"
@@ -447,10 +449,9 @@ def begun(arguments: argparse.Namespace) -> tuple[Training, Curriculum]:
     codes = library.read(arguments.codes, "train", library.speller())
     files = sorted(arguments.codes.glob(TEXT))
     random.Random(recipe.seed).shuffle(files)
-    text = "\n\n".join(file.read_text(encoding="utf-8") for file in files)[:TEXT_CHARACTERS]
-    own = arguments.codes / OWN
-    text += own.read_text(encoding="utf-8") if own.exists() else ""
-    return training, Curriculum(recipe, codes, lm.words(), chat.read(arguments.codes / CHAT), text)
+    texts = ["\n\n".join(file.read_text(encoding="utf-8") for file in files)[:TEXT_CHARACTERS]]
+    texts += [file.read_text(encoding="utf-8") for file in arguments.codes.glob(OWN)]
+    return training, Curriculum(recipe, codes, lm.words(), chat.read(arguments.codes / CHAT), texts)
 
 
 def work(number: int, arguments: argparse.Namespace, meeting: Path) -> None:

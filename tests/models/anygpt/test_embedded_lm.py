@@ -193,7 +193,7 @@ class Ticking:
 
 def curriculum(books: library.Library, words: Words) -> train.Curriculum:  # noqa: F811
     recipe = replace(train.Recipe(), batch=1, length=1200, talks_from=0.0, base=0.2)
-    return train.Curriculum(recipe, books, words, [("What is it?", "It is this.")], "some words " * 300)
+    return train.Curriculum(recipe, books, words, [("What is it?", "It is this.")], ["some words " * 300])
 
 
 def test_lessons_are_the_same_for_the_same_step(books, words):  # noqa: F811
@@ -228,7 +228,7 @@ def test_an_interrupted_training_ends_where_an_uninterrupted_one_does(base, word
             ids = torch.randint(0, words.vocabulary.size, (2, 24), generator=torch.Generator().manual_seed(step))
             return ids, torch.ones_like(ids, dtype=torch.bool)
 
-    plan = Fixed(train.Recipe(warm_up=3), books, words, [], "")
+    plan = Fixed(train.Recipe(warm_up=3), books, words, [], [])
     whole = train.Training(network(base, words), plan.recipe, tmp_path / "whole")
     train.run(whole, plan, minutes=10 / 60, clock=Ticking())
 
@@ -242,7 +242,7 @@ def test_an_interrupted_training_ends_where_an_uninterrupted_one_does(base, word
             return super().batch(step, progress)
 
     with pytest.raises(KeyboardInterrupt):
-        train.run(half, Stopped(plan.recipe, books, words, [], ""), minutes=10 / 60, clock=Ticking())
+        train.run(half, Stopped(plan.recipe, books, words, [], []), minutes=10 / 60, clock=Ticking())
     again = train.Training(network(base, words, seed=9), plan.recipe, tmp_path / "half")
     again.restore()
     assert 0 < again.step < whole.step
