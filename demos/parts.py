@@ -72,15 +72,10 @@ def status_line(handle: ModelHandle[Any], refresh_seconds: float = 5.0) -> gr.HT
     line = gr.HTML(status_html(handle), elem_id=f"{handle.name}-status", padding=False)
     timer = gr.Timer(refresh_seconds)
     # Not queued: the line must move while a long job of the same visitor holds the queue.
-    gr.on(
-        [timer.tick],
-        lambda: status_html(handle),
-        None,
-        line,
-        api_name=f"{handle.name}_status",
-        show_progress="hidden",
-        queue=False,
-    )
+    quiet: dict[str, Any] = {"show_progress": "hidden", "queue": False}
+    timer.tick(lambda: status_html(handle), None, line, api_name=f"{handle.name}_status", **quiet)
+    # When the page opens, too: what is in it is from when the app was built.
+    gr.on(None, lambda: status_html(handle), None, line, api_visibility="private", **quiet)
     return line
 
 

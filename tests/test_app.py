@@ -310,6 +310,18 @@ class TestStatus:
         assert 'data-state="failed"' in line and "Put &lt;x&gt; there. It is tried again" in line
         runtime.close()
 
+    def test_it_is_asked_for_when_the_page_opens_and_again_every_few_seconds(self):
+        from demos.parts import status_line
+
+        runtime = Runtime(10**9, device=Device("cpu", None, "float32", False))
+        handle = runtime.register("doubler", lambda report, device: pytest.fail("never used"), estimate_bytes=1)
+        with gr.Blocks() as page:
+            line = status_line(handle)
+        asked = [event for event in page.config["dependencies"] if event["outputs"] == [line._id]]
+        assert sorted(name for event in asked for _, name in event["targets"]) == ["load", "tick"]
+        assert not any(event["queue"] for event in asked)
+        runtime.close()
+
 
 class TestProcess:
     def test_the_app_serves_says_where_and_cleans_up(self, start_server):

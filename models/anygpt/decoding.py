@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol, cast, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, cast, overload, runtime_checkable
 
 import torch
 import torch.nn.functional as F
@@ -177,6 +177,30 @@ def check_window(tokens: int, window: int) -> None:
         )
 
 
+@overload
+def generate(
+    lm: Reader | Writer,
+    prompt: Sequence[int],
+    rules: Rules,
+    preset: Preset | None = None,
+    seed: int = 0,
+    without: Sequence[int] = (),
+    fit: None = None,
+) -> Iterator[int]: ...
+
+
+@overload
+def generate(
+    lm: Reader | Writer,
+    prompt: Sequence[int],
+    rules: Rules,
+    preset: Preset | None,
+    seed: int,
+    without: Sequence[int],
+    fit: Fit,
+) -> Iterator[int | Retract]: ...
+
+
 def generate(
     lm: Reader | Writer,
     prompt: Sequence[int],
@@ -185,9 +209,9 @@ def generate(
     seed: int = 0,
     without: Sequence[int] = (),
     fit: Fit | None = None,
-) -> Iterator[int | Retract]:
-    """Ids of the reply, each as soon as it is chosen, the one that stops it included; ids are taken back only where a
-    run has several candidates.
+) -> Iterator[int] | Iterator[int | Retract]:
+    """Ids of the reply, each as soon as it is chosen, the one that stops it included; ids are taken back only where
+    `fit` chooses among several candidates of a run.
 
     Closing the iterator stops the work. The same seed gives the same reply, whatever runs beside it.
 

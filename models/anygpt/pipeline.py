@@ -151,7 +151,7 @@ class AnyGPT:
         ]
         prompt = [*self.words.begin, *templates.encode(pieces, self.words)]
         rules = Grammar(self.words.vocabulary, {}, self.stop, TOKENS_A_WORD * (len(said) + 2))
-        heard = self.words.plain(token for token in generate(self.lm, prompt, rules) if isinstance(token, int))
+        heard = self.words.plain(generate(self.lm, prompt, rules))
         return SequenceMatcher(None, said, _words(heard), autojunk=False).ratio()
 
     def _template(self, s: Settings) -> Template:

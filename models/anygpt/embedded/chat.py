@@ -62,7 +62,7 @@ def answers(asked: list[str], seed: int) -> Iterator[tuple[str, str]]:
             prompt += [start, *lines.encode(f"{role}\n{text}"), end, *lines.encode("\n")]
         prompt += [start, *lines.encode("assistant\n")]
         rules = Free(model.rows, stop, TOKENS)
-        ids = [token for token in generate(model, prompt, rules, PRESET, seed + number) if isinstance(token, int)]
+        ids = list(generate(model, prompt, rules, PRESET, seed + number))
         text = lines.decode([token for token in ids if token not in stop])
         whole = text if ids[-1] in stop else text[: text.rfind(". ") + 1]
         if whole.strip():
