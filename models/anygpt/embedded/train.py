@@ -324,6 +324,8 @@ def run(
         progress = training.seconds / (60 * minutes)
         ids, learn = curriculum.batch(training.step, progress)
         found = training.advance(vocabulary, ids, learn, progress, before + clock() - began)
+        if training.step % LOG_STEPS == 0:
+            heap.give_back()  # batches differ, and what is kept for all of them together grew to 12 GB in 20 minutes
         if worker() > 0:
             continue
         for name, pair in found.items():
