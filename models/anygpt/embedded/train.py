@@ -76,8 +76,8 @@ class Recipe:
     SmolLM2's own answers. documents, text, base: shares of the sequences that are words and media by turns, plain text,
     and pairs in the base model's form. openings: share of batches with a page of captions and how their music begins,
     without which they are not heeded; `composed` of these pages are to be written, in the others music comes first.
-    drawn: share of the other kind, pages of captions and their pictures. kept, pictured: how much more than another
-    medium it weighs to stay near SmolLM2, and to draw. cooling: share of the time after which the rates fall, in a
+    drawn: share of the other kind, pages of captions and their pictures. kept, pictured, spoken: how much more than music
+    it weighs to stay near SmolLM2, to draw and to speak. cooling: share of the time after which the rates fall, in a
     line.
     """
 
@@ -100,6 +100,7 @@ class Recipe:
     drawn: float = 0.2
     kept: float = 12.0
     pictured: float = 2.0
+    spoken: float = 2.0
     seed: int = 0
 
 
@@ -301,7 +302,7 @@ class Training:
         cooled = min(1.0, (1 - progress) / (1 - self.recipe.cooling))
         for group in self.optimiser.param_groups:
             group["lr"] = group["top"] * warm * max(0.02, cooled)
-        weight = {"kept": self.recipe.kept, "image": self.recipe.pictured}
+        weight = {"kept": self.recipe.kept, "image": self.recipe.pictured, "speech": self.recipe.spoken}
         loss, found = losses(self.network, vocabulary, ids, learn, weight)
         loss.backward()
         self.seconds = agree(self.network, seconds)
@@ -376,7 +377,7 @@ def ship(out: Path) -> Path:
         "network": f"adapters of rank {lm.RANK} on every matrix of SmolLM2-135M-Instruct, and the rows of the new "
         "tokens, float16",
         "data": "codes of the three codecs beside this file, sentences of models/anygpt/embedded/language.py, "
-        "State of the Union addresses (public domain), SmolLM2's own answers",
+        "State of the Union addresses (public domain), SmolLM2's own answers and texts",
         "licence": tier.LICENCE,
         "commands": ["python -m models.anygpt.embedded.train chat", "python -m models.anygpt.embedded.train lm"],
         "recipe": content["recipe"],
@@ -397,7 +398,8 @@ def quieten(training: Training, curriculum: Curriculum, weight: float, lower: fl
     ]
     text = [(ids, torch.ones_like(ids, dtype=torch.bool)) for ids, _ in batches]
     given = (curriculum.batch(-1 - number, 1.0)[0] for number in range(QUIET_BATCHES))
-    taught = [(ids, ids != lessons.PADDING) for ids in given if (ids >= len(network.weights.embedding)).any()]
+    old = len(network.weights.embedding)
+    taught = [(ids, (ids != lessons.PADDING) & (ids >= old).any(1, keepdim=True)) for ids in given]  # no plain text
     before = quiet.moments(network, text, adapted=False)
     quiet.quieten(network, quiet.moments(network, taught), before, weight)
     share = quiet.lower(network, curriculum.words.vocabulary, text[: QUIET_BATCHES // 3], lower)

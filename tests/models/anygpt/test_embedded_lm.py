@@ -1,5 +1,6 @@
 """The miniature's language model: adapters and new rows only, added without a difference; training that resumes."""
 
+import random
 from dataclasses import replace
 
 import pytest
@@ -251,3 +252,24 @@ def test_an_interrupted_training_ends_where_an_uninterrupted_one_does(base, word
     for (name, one), other in zip(whole.network.named_parameters(), again.network.parameters(), strict=True):
         torch.testing.assert_close(one, other, msg=name)
     assert (tmp_path / "half" / lm.FILE).exists()
+
+
+def test_made_quiet_it_says_more_of_what_it_said_before_in_plain_text(base, words, books, tmp_path, monkeypatch):  # noqa: F811
+    monkeypatch.setattr(train, "QUIET_BATCHES", 6)
+    plan = curriculum(books, words)
+    training = train.Training(trained(network(base, words)), plan.recipe, tmp_path)
+    net = training.network
+    ids = torch.tensor([plan.plain(random.Random(1)).ids])
+
+    def apart() -> float:
+        with torch.no_grad():
+            return float(train.gone_apart(net, ids, net(ids), net.rows).mean())
+
+    before = apart()
+    train.quieten(training, plan, weight=1.0, lower=0.0)
+    quiet = apart()
+    train.quieten(training, plan, weight=0.0, lower=3.0)
+    assert apart() < quiet < before
+    again = train.Training(network(base, words, seed=9), plan.recipe, tmp_path)
+    again.restore()
+    torch.testing.assert_close(again.network.down["0_qkv"], net.down["0_qkv"])
