@@ -76,9 +76,9 @@ class Recipe:
     SmolLM2's own answers. documents, text, base: shares of the sequences that are words and media by turns, plain text,
     and pairs in the base model's form. openings: share of batches with a page of captions and how their music begins,
     without which they are not heeded; `composed` of these pages are to be written, in the others music comes first.
-    drawn: share of the other kind, pages of captions and their pictures. kept, pictured, spoken: how much more than music
-    it weighs to stay near SmolLM2, to draw and to speak. cooling: share of the time after which the rates fall, in a
-    line.
+    drawn: share of the other kind, pages of captions and their pictures. kept, pictured, spoken: how much more than
+    music it weighs to stay near SmolLM2, to draw and to speak. cooling: share of the time after which the rates fall,
+    in a line.
     """
 
     batch: int = 2
