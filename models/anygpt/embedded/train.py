@@ -382,7 +382,7 @@ def ship(out: Path) -> Path:
         "commands": ["python -m models.anygpt.embedded.train chat", "python -m models.anygpt.embedded.train lm"],
         "recipe": content["recipe"],
         "cost": f"{before}{content['step']} steps, {content['tokens'] / 1e6:.2f} million tokens, "
-        f"{content['seconds'] / 60:.0f} minutes on two EPYC cores shared with other work",
+        f"{content['seconds'] / 60:.0f} minutes on two cores shared with other work",
         "losses": content["log"][-1],
     }
     return shipping.ship("lm", content["network"], facts, SHIPPED)
