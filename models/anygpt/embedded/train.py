@@ -38,6 +38,7 @@ from models.anygpt.embedded.layout import SHIPPED
 from models.anygpt.embedded.lessons import Lesson
 from models.anygpt.embedded.network import Network
 from models.anygpt.vocabulary import Vocabulary, Words
+from models.errors import WeightsNotFound
 
 logger = logging.getLogger(__name__)
 
@@ -389,7 +390,13 @@ def ship(out: Path) -> Path:
 
 
 def quieten(training: Training, curriculum: Curriculum, weight: float, lower: float) -> None:
-    """`quiet.quieten` and `quiet.lower`, from lessons of the curriculum and the text it has; saves."""
+    """`quiet.quieten` and `quiet.lower`, from lessons of the curriculum and the text it has; saves.
+
+    Raises:
+        WeightsNotFound: the curriculum has no plain text.
+    """
+    if not curriculum.texts:
+        raise WeightsNotFound(f"There is no plain text to be quiet in. Run `chat`, or put files at {FOLDER / TEXT}.")
     network, recipe = training.network, curriculum.recipe
     picked = random.Random(f"{recipe.seed} quiet")
     texts = [curriculum.plain(picked) for _ in range(QUIET_BATCHES * recipe.batch)]
@@ -454,7 +461,8 @@ def begun(arguments: argparse.Namespace) -> tuple[Training, Curriculum]:
     files = sorted(arguments.codes.glob(TEXT))
     random.Random(recipe.seed).shuffle(files)
     texts = ["\n\n".join(file.read_text(encoding="utf-8") for file in files)[:TEXT_CHARACTERS]]
-    texts += [file.read_text(encoding="utf-8") for file in arguments.codes.glob(OWN)]
+    own = arguments.codes / OWN
+    texts += [own.read_text(encoding="utf-8")] if own.exists() else []
     return training, Curriculum(recipe, codes, lm.words(), chat.read(arguments.codes / CHAT), texts)
 
 

@@ -10,7 +10,7 @@ from models.anygpt.embedded import library, lm, train
 from models.anygpt.embedded.layout import LAYOUT
 from models.anygpt.embedded.network import Network
 from models.anygpt.vocabulary import Words, extend
-from models.errors import WeightsCorrupt
+from models.errors import WeightsCorrupt, WeightsNotFound
 from models.longrope.network import prepare, read_config
 from tests.models.anygpt.test_instructions import books, spell  # noqa: F401 - a fixture, and the words' codes
 from tests.models.anygpt.tiny import llama_tokenizer, tiny_llama
@@ -273,3 +273,6 @@ def test_made_quiet_it_says_more_of_what_it_said_before_in_plain_text(base, word
     again = train.Training(network(base, words, seed=9), plan.recipe, tmp_path)
     again.restore()
     torch.testing.assert_close(again.network.down["0_qkv"], net.down["0_qkv"])
+    plan.texts = []
+    with pytest.raises(WeightsNotFound, match="no plain text"):
+        train.quieten(training, plan, weight=1.0, lower=0.0)
