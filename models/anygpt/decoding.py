@@ -209,7 +209,7 @@ def generate(
     seed: int = 0,
     without: Sequence[int] = (),
     fit: Fit | None = None,
-) -> Iterator[int] | Iterator[int | Retract]:
+) -> Iterator[int | Retract]:
     """Ids of the reply, each as soon as it is chosen, the one that stops it included; ids are taken back only where
     `fit` chooses among several candidates of a run.
 

@@ -399,17 +399,15 @@ def quieten(training: Training, curriculum: Curriculum, weight: float, lower: fl
         raise WeightsNotFound(f"There is no plain text to be quiet in. Run `chat`, or put files at {FOLDER / TEXT}.")
     network, recipe = training.network, curriculum.recipe
     picked = random.Random(f"{recipe.seed} quiet")
-    texts = [curriculum.plain(picked) for _ in range(QUIET_BATCHES * recipe.batch)]
-    batches = [
-        lessons.batch(texts[low : low + recipe.batch], recipe.length) for low in range(0, len(texts), recipe.batch)
-    ]
-    text = [(ids, torch.ones_like(ids, dtype=torch.bool)) for ids, _ in batches]
+    pieces = [[curriculum.plain(picked).ids for _ in range(recipe.batch)] for _ in range(QUIET_BATCHES)]
+    text = [(ids, torch.ones_like(ids, dtype=torch.bool)) for ids in map(torch.tensor, pieces)]
     given = (curriculum.batch(-1 - number, 1.0)[0] for number in range(QUIET_BATCHES))
     old = len(network.weights.embedding)
     taught = [(ids, (ids != lessons.PADDING) & (ids >= old).any(1, keepdim=True)) for ids in given]  # no plain text
     before = quiet.moments(network, text, adapted=False)
     quiet.quieten(network, quiet.moments(network, taught), before, weight)
-    share = quiet.lower(network, curriculum.words.vocabulary, text[: QUIET_BATCHES // 3], lower)
+    # Read anew, since the hidden states are others by now; not for nothing.
+    share = quiet.lower(network, curriculum.words.vocabulary, text[: QUIET_BATCHES // 3], lower) if lower else 0.0
     logger.info("quiet: weight %g; rows moved by %.1f %% of their length", weight, 100 * share)
     training.save()
 
