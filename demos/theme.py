@@ -94,7 +94,7 @@ _SHARED = """
 .lp-evidence td.lp-here { font-weight: 600; }
 :focus-visible { outline: 3px solid var(--color-accent) !important; outline-offset: 2px; }
 @media (prefers-reduced-motion: reduce) {
-  * { animation-duration: .01ms !important; transition: none !important; }
+  * { animation-duration: .01ms !important; animation-iteration-count: 1 !important; transition: none !important; }
 }
 """
 

@@ -56,6 +56,7 @@ def problems(page: Page, slug: str, rules: dict) -> list[str]:
 @pytest.fixture(scope="module")
 def light(open_page, app_server):
     page = open_page(app_server.url)
+    page.emulate_media(reduced_motion="reduce")  # text that is just fading out has less contrast
     yield page
     page.close()
 
@@ -63,6 +64,7 @@ def light(open_page, app_server):
 @pytest.fixture(scope="module")
 def dark(open_page, app_server):
     page = open_page(app_server.url, dark=True)
+    page.emulate_media(reduced_motion="reduce")
     yield page
     page.close()
 

@@ -213,10 +213,10 @@ def test_two_visitors_typing_at_once_get_their_own_pictures(server):
     jobs = [(key, visitors[i % 2].submit(*key, 5, api_name="/sdxl_lightning_live")) for i, key in enumerate(wanted * 2)]
     for key, job in jobs:
         found = np.asarray(Image.open(job.result(timeout=120)[0]), np.float32)
-        # Fewer threads for each, so sums are rounded in another order.
-        assert np.abs(found - alone[key]).mean() < 0.1
+        # Not the same to the bit: fewer threads for each, so sums are rounded in another order, in bfloat16 where the
+        # CPU computes in it.
         others = [picture for (prompt, _), picture in alone.items() if prompt != key[0]]
-        assert min(np.abs(found - other).mean() for other in others) > 0.3
+        assert 5 * np.abs(found - alone[key]).mean() < min(np.abs(found - other).mean() for other in others)
 
 
 def test_the_policy_of_the_official_tier_is_stated(server, app_server):
