@@ -7,7 +7,8 @@ that is the only one allowed costs no pass of its own.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import copy
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, cast, overload, runtime_checkable
 
@@ -16,8 +17,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers.cache_utils import DynamicCache, DynamicLayer
 
-from models.anygpt.grammar import Allowed, Rules, State
-from models.anygpt.sampling import GREEDY, Preset, choose
+from models.anygpt.grammar import Allowed, Rules
+from models.anygpt.sampling import GREEDY, Preset, Sampler, choose
+from models.anygpt.vocabulary import Kind
 from models.errors import BadInput
 
 if TYPE_CHECKING:
@@ -35,17 +37,21 @@ class Retract:
 
 
 class Stream(Protocol):
-    """A stream being read. rewind: forgets what came after the first `length` ids."""
-
-    length: int
+    """A stream being read. fork: another that has read the same, with a cache of its own."""
 
     def read(self, ids: Sequence[int]) -> Tensor: ...
 
-    def rewind(self, length: int) -> None: ...
+    def fork(self) -> Stream: ...
 
 
 class Reader(Protocol):
-    """What `generate` asks of a language model: `LanguageModel` for any, `lean.LeanLlama` for small Llamas."""
+    """What `generate` asks of a language model: `LanguageModel` for any, `lean.LeanLlama` for small Llamas.
+
+    together: streams that it reads side by side in much less time than one after another.
+    """
+
+    @property
+    def together(self) -> int: ...
 
     @property
     def rows(self) -> int: ...
@@ -85,6 +91,8 @@ class LanguageModel:
 
     window: tokens it can read; None takes the configuration's word.
     """
+
+    together = 1
 
     def __init__(self, model: PreTrainedModel, window: int | None = None) -> None:
         self.model = model.eval()
@@ -158,14 +166,12 @@ class Session:
         self.length += len(ids)
         return hidden
 
-    def rewind(self, length: int) -> None:
-        """Forgets what came after the first `length` ids. Raises `BadInput` for a cache that cannot go back."""
-        layers = [layer for layer in self.cache.layers if isinstance(layer, _GrowingLayer)]
-        if len(layers) < len(self.cache.layers):
-            raise BadInput("This model's cache cannot go back, so it writes one candidate only. Choose another preset.")
-        for layer in layers:
-            layer.rewind(length)
-        self.length = length
+    @torch.inference_mode()
+    def fork(self) -> Session:
+        """Another stream that has read the same."""
+        other = copy.copy(self)
+        other.cache = copy.deepcopy(self.cache)
+        return other
 
 
 def check_window(tokens: int, window: int) -> None:
@@ -240,49 +246,70 @@ def _generate(writing: _Writing, fit: Fit | None) -> Iterator[int | Retract]:
     while not writing.state.done:
         candidates = writing.candidates
         if fit is None or candidates == 1:
-            yield writing.step()
+            _step([writing])
+            yield writing.ids[-1]
         else:
-            yield from _best(writing, candidates, fit)
+            writing = yield from _best(writing, candidates, fit)
 
 
-def _best(writing: _Writing, candidates: int, fit: Fit) -> Iterator[int | Retract]:
-    """The run that has just been opened, and its end marker: the first candidate that fits, or the best of them."""
-    begun, start = list(writing.ids), writing.mark()
-    best: list[int] = []
-    run: list[int] = []
+def _best(writing: _Writing, candidates: int, fit: Fit) -> Generator[int | Retract, None, _Writing]:
+    """The run that has just been opened, and its end marker: the first candidate that fits, or the best of them.
+
+    As many as the model reads side by side are written at once, but shown and judged one after another. Returns the
+    writing that goes on.
+    """
+    writing.catch_up()
+    ahead: list[_Writing] = []
+    best = one = writing
     highest = -1.0
     for number in range(candidates):
         if number:
-            yield Retract(len(run))
-            writing.rewind(start)
-        run = []
-        while (token := writing.step()) not in writing.rules.turning:
-            run.append(token)
-            yield token
-        found = fit([*begun, *run, token])
+            yield Retract(len(one.run) - 1)
+        if not ahead:
+            ahead = [writing.fork(n) for n in range(number, min(number + writing.together, candidates))]
+        one = ahead[0]
+        yield from _run(ahead)
+        found = fit(one.ids)
         if found > highest:
-            best, highest = [*run, token], found
+            best, highest = one, found
         if found >= 1:
             break
-    if [*run, token] == best:
-        yield token
+        del ahead[0]
+    if best is one:
+        yield one.run[-1]
+    else:
+        yield Retract(len(one.run) - 1)
+        yield from best.run
+    return best
+
+
+def _run(ahead: Sequence[_Writing]) -> Iterator[int]:
+    """The run of the first, but for its end marker; the others go on beside it."""
+    one, shown = ahead[0], 0
+    while True:
+        inside = one.run[:-1] if one.closed else one.run
+        yield from inside[shown:]
+        shown = len(inside)
+        if one.closed:
+            return
+        _step([each for each in ahead if not each.closed])
+
+
+def _step(writings: Sequence[_Writing]) -> None:
+    """Each goes on by an id; the model reads for all of them at once."""
+    waiting = []
+    for writing in writings:
+        allowed = writing.rules.allowed(writing.state)
+        if len(allowed) == 1:
+            writing.take(allowed.spans[0][0])
+        else:
+            waiting.append((writing, allowed, writing.readings(allowed.kind)))
+    if not waiting:
         return
-    yield Retract(len(run))
-    writing.rewind(start)
-    for token in best:
-        yield writing.take(token)
-
-
-@dataclass(frozen=True)
-class _Mark:
-    """A place in a reply to go back to. ids: how many it has. read: how much of each reading, and what is still to be
-    read of it.
-    """
-
-    ids: int
-    state: State
-    seen: Tensor
-    read: tuple[tuple[int, list[int]], ...]
+    pieces = [(reading.stream, reading.unread) for _, _, readings in waiting for reading in readings]
+    read = iter(waiting[0][0].lm.read(pieces))
+    for writing, allowed, readings in waiting:
+        writing.choose(allowed, [next(read) for _ in readings])
 
 
 class _Writing:
@@ -299,6 +326,7 @@ class _Writing:
         self._seen[torch.tensor(prompt, device=lm.device)] = True
         self._reading = _Reading(lm.open(), prompt)
         self._blank = _Reading(lm.open(), without) if without else None
+        self._forked = 0
 
     @property
     def candidates(self) -> int:
@@ -306,23 +334,39 @@ class _Writing:
         begins = self.state.kind != "text" and self.state.count == 0
         return self.preset[self.state.kind].candidates if self.preset is not None and begins else 1
 
-    def step(self) -> int:
-        """Chooses an id."""
-        allowed = self.rules.allowed(self.state)
-        if len(allowed) == 1:
-            return self.take(allowed.spans[0][0])
-        sampler = GREEDY if self.preset is None else self.preset[allowed.kind]
-        readings = self._readings(sampler.guidance != 1)
-        read = self.lm.read([(reading.stream, reading.unread) for reading in readings])
-        for reading in readings:
+    @property
+    def together(self) -> int:
+        """How many candidates of the run that begins here the model reads side by side."""
+        return max(1, self.lm.together // len(self.readings(self.state.kind)))
+
+    @property
+    def run(self) -> list[int]:
+        """What was written since the fork."""
+        return self.ids[self._forked :]
+
+    @property
+    def closed(self) -> bool:
+        """Whether the run since the fork has its end marker."""
+        return len(self.ids) > self._forked and self.ids[-1] in self.rules.turning
+
+    def readings(self, kind: Kind) -> list[_Reading]:
+        """The streams that an id of a kind is chosen by: its own, and the one that guides it if it is guided."""
+        if self._blank is None or self._sampler(kind).guidance == 1:
+            return [self._reading]
+        return [self._reading, self._blank]
+
+    def choose(self, allowed: Allowed, read: Sequence[Tensor]) -> None:
+        """Goes on with one of the allowed ids. read: the states after each of `readings`, which are read now."""
+        for reading in self.readings(allowed.kind):
             reading.unread = []
+        sampler = self._sampler(allowed.kind)
         scores, *plain = (self.lm.scores(hidden, allowed) for hidden in read)
         if plain:
             scores = plain[0] + sampler.guidance * (scores - plain[0])
         been = torch.cat([self._seen[low:high] for low, high in allowed.spans])
-        return self.take(_id(allowed, choose(scores, been, sampler, self._generator)))
+        self.take(_id(allowed, choose(scores, been, sampler, self._generator)))
 
-    def take(self, token: int) -> int:
+    def take(self, token: int) -> None:
         """Goes on with an id that may follow."""
         unsaid = self.rules.unsaid(self.state, token)
         self.state = self.rules.advance(self.state, token)
@@ -331,25 +375,26 @@ class _Writing:
         self._reading.unread.append(token)
         if self._blank is not None:
             self._blank.unread.append(unsaid)
-        return token
 
-    def mark(self) -> _Mark:
-        """This place, inside a run; all but the last id is read now, so that whoever comes back reads little again."""
-        assert self.preset is not None
-        for reading in self._readings(self.preset[self.state.kind].guidance != 1):
+    def catch_up(self) -> None:
+        """Reads all but the last id, so that forks need not."""
+        for reading in self.readings(self.state.kind):
             reading.catch_up()
-        read = tuple((reading.stream.length, list(reading.unread)) for reading in self._readings())
-        return _Mark(len(self.ids), self.state, self._seen.clone(), read)
 
-    def rewind(self, mark: _Mark) -> None:
-        del self.ids[mark.ids :]
-        self.state, self._seen = mark.state, mark.seen.clone()
-        for reading, (length, unread) in zip(self._readings(), mark.read, strict=True):
-            reading.stream.rewind(length)
-            reading.unread = list(unread)
+    def fork(self, number: int) -> _Writing:
+        """Candidate `number`: it goes on from here by chances of its own, the first by those that are here."""
+        other = copy.copy(self)
+        other.ids, other._seen, other._forked = list(self.ids), self._seen.clone(), len(self.ids)
+        other._reading = self._reading.fork()
+        other._blank = None if self._blank is None else self._blank.fork()
+        other._generator = torch.Generator().set_state(self._generator.get_state())
+        if number:
+            seeds = torch.randint(2**62, (number,), generator=other._generator)
+            other._generator.manual_seed(int(seeds[-1]))
+        return other
 
-    def _readings(self, guided: bool = True) -> list[_Reading]:
-        return [self._reading, self._blank] if self._blank is not None and guided else [self._reading]
+    def _sampler(self, kind: Kind) -> Sampler:
+        return GREEDY if self.preset is None else self.preset[kind]
 
 
 class _Reading:
@@ -364,6 +409,9 @@ class _Reading:
         if before:
             self.stream.read(before)
             self.unread = [last]
+
+    def fork(self) -> _Reading:
+        return _Reading(self.stream.fork(), self.unread)
 
 
 def _id(allowed: Allowed, index: int) -> int:
@@ -393,12 +441,6 @@ class _GrowingLayer(DynamicLayer):
         self._length = end
         self.keys, self.values = (buffer[..., :end, :] for buffer in self._buffers)
         return self.keys, self.values
-
-    def rewind(self, length: int) -> None:
-        if self._buffers is None:  # nothing was read
-            return
-        self._length = length
-        self.keys, self.values = (buffer[..., :length, :] for buffer in self._buffers)
 
     def _grown(self, which: int, like: Tensor, end: int) -> Tensor:
         buffer = like.new_empty((*like.shape[:-2], max(256, 2 * end), like.shape[-1]))

@@ -6,6 +6,7 @@ half the memory traffic, which is what a token costs. Prompts are read with the 
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
@@ -20,6 +21,8 @@ from models.longrope.network import prepare, read_config
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+TOGETHER = 4  # streams: two candidates, each with the one that guides it
 
 
 class Matrix:
@@ -40,7 +43,6 @@ class Int8Matrix(Matrix):
     """The same from 8-bit weights where x has few rows."""
 
     NUMBERS = torch.bfloat16  # of the rows; the kernel for float32 is ten times slower
-    ROWS = 2  # one token of a stream, and of the one that guides it
 
     def __init__(self, weight: Tensor) -> None:
         super().__init__(weight)
@@ -49,7 +51,7 @@ class Int8Matrix(Matrix):
         self.scale = scale.to(self.NUMBERS)
 
     def __call__(self, x: Tensor) -> Tensor:
-        return self.rows(x, 0, len(self.scale)) if len(x) <= self.ROWS else super().__call__(x)
+        return self.rows(x, 0, len(self.scale)) if len(x) <= TOGETHER else super().__call__(x)
 
     def rows(self, x: Tensor, low: int, high: int) -> Tensor:
         return torch._weight_int8pack_mm(x.to(self.NUMBERS), self.small[low:high], self.scale[low:high]).to(x.dtype)
@@ -57,6 +59,8 @@ class Int8Matrix(Matrix):
 
 class LeanLlama:
     """Stands in for `decoding.LanguageModel`. Made by `exact` or `quantised`."""
+
+    together = TOGETHER
 
     def __init__(self, model: PreTrainedModel, window: int | None, matrix: Callable[[Tensor], Matrix]) -> None:
         content = model.config.to_dict()
@@ -145,9 +149,11 @@ class LeanSession:
             for _ in range(2)
         )
 
-    def rewind(self, length: int) -> None:
-        """Forgets what came after the first `length` ids."""
-        self.length = length
+    def fork(self) -> LeanSession:
+        """Another stream that has read the same."""
+        other = copy.copy(self)
+        other.keys, other.values = self.keys.clone(), self.values.clone()
+        return other
 
     def read(self, ids: Sequence[int]) -> Tensor:
         """Reads at least one id; the last position's final hidden state (1, width). See `decoding.Session.read`."""

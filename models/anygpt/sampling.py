@@ -74,7 +74,7 @@ PRESETS: dict[str, Preset] = {
         "text": GREEDY,
         "image": Sampler(temperature=0.5, top_p=0.9),
         "speech": Sampler(temperature=0.5, top_p=0.9, candidates=3),
-        "music": Sampler(temperature=0.8, top_p=0.9, guidance=2.0, candidates=6),
+        "music": Sampler(temperature=0.8, top_p=0.9, guidance=2.0, candidates=4),
         "audio": Sampler(temperature=0.9, top_p=0.95),
     },
 }

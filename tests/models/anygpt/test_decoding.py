@@ -258,15 +258,38 @@ def test_candidates_are_the_same_for_the_same_seed(small, model):
     assert once == again != other
 
 
-def test_a_cache_that_cannot_go_back_says_so(small):
+@pytest.mark.parametrize("guidance", [1.0, 2.5])
+@pytest.mark.parametrize("fits", [(0.2, 0.9, 0.5, 0.4, 0.1), (0.2, 0.5, 0.6, 1.0), (1.0,)])
+def test_candidates_that_are_written_side_by_side_are_those_written_one_after_another(small, model, fits, guidance):
+    """Speech, whose candidates end at different places."""
+    tokenizer, vocabulary = small
+    grammar = Grammar(vocabulary, {"speech": Rule(1, 30, 1)}, stop_ids(tokenizer, vocabulary), 60)
+    prompt = [*PROMPT, vocabulary.media["speech"].start]
+    preset = TALK | {"speech": replace(MUSIC, guidance=guidance, candidates=5)}
+    found = []
+    for together in (1, 2, 3, 4, 16):
+        lm, told = lean.exact(model), iter(fits)
+        lm.together = together
+        found.append(
+            list(generate(lm, prompt, grammar, preset, 3, without=PROMPT[:2], fit=lambda ids, t=told: next(t)))
+        )
+        assert next(told, None) is None
+    assert len(found[0]) > 3 and all(events == found[0] for events in found)
+    runs = [event.count for event in found[0] if isinstance(event, decoding.Retract)]
+    assert len(fits) == 1 or len(set(runs)) > 1
+
+
+def test_candidates_of_a_model_with_a_sliding_window_do_not_meet(small):
     grammar, prompt = composing(small)
     config = MistralConfig(
         vocab_size=grammar.vocabulary.size, hidden_size=32, intermediate_size=48, num_hidden_layers=2,
-        num_attention_heads=4, num_key_value_heads=2, sliding_window=16,
+        num_attention_heads=4, num_key_value_heads=2, sliding_window=4,
     )  # fmt: skip
+    torch.manual_seed(0)
     sliding = LanguageModel(MistralForCausalLM(config).eval())
-    with pytest.raises(BadInput, match="cannot go back"):
-        list(generate(sliding, prompt, grammar, SEVERAL, 3, fit=lambda ids: 0.0))
+    first = kept(generate(sliding, prompt, grammar, TALK, 3))
+    told = iter((0.9, 0.5, 0.1))
+    assert kept(generate(sliding, prompt, grammar, SEVERAL, 3, fit=lambda ids: next(told))) == first
 
 
 # Lean Llama
