@@ -231,7 +231,7 @@ class _Shown:
         else:
             self._view.retract(token.count)
             self._open.retract(token.count)
-            self._candidate += 1
+            self._candidate = token.candidate
 
     def screen(self) -> Screen:
         messages = (*self.asked.messages, *self._messages, *self._draft())

@@ -31,9 +31,13 @@ Fit = Callable[[Sequence[int]], float]  # the ids of a reply up to a run's end -
 
 @dataclass(frozen=True)
 class Retract:
-    """The last `count` ids are taken back: another candidate of the run that they are in follows."""
+    """The last `count` ids are taken back: another candidate of the run that they are in follows.
+
+    candidate: which, from 1; one that was written before if it is the best.
+    """
 
     count: int
+    candidate: int
 
 
 class Stream(Protocol):
@@ -261,24 +265,24 @@ def _best(writing: _Writing, candidates: int, fit: Fit) -> Generator[int | Retra
     writing.catch_up()
     ahead: list[_Writing] = []
     best = one = writing
-    highest = -1.0
+    kept, highest = 0, -1.0
     for number in range(candidates):
         if number:
-            yield Retract(len(one.run) - 1)
+            yield Retract(len(one.run) - 1, number + 1)
         if not ahead:
             ahead = [writing.fork(n) for n in range(number, min(number + writing.together, candidates))]
         one = ahead[0]
         yield from _run(ahead)
         found = fit(one.ids)
         if found > highest:
-            best, highest = one, found
+            best, kept, highest = one, number, found
         if found >= 1:
             break
         del ahead[0]
     if best is one:
         yield one.run[-1]
     else:
-        yield Retract(len(one.run) - 1)
+        yield Retract(len(one.run) - 1, kept + 1)
         yield from best.run
     return best
 
