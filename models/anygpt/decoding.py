@@ -313,6 +313,8 @@ def _step(writings: Sequence[_Writing]) -> None:
     pieces = [(reading.stream, reading.unread) for _, _, readings in waiting for reading in readings]
     read = iter(waiting[0][0].lm.read(pieces))
     for writing, allowed, readings in waiting:
+        for reading in readings:
+            reading.unread = []
         writing.choose(allowed, [next(read) for _ in readings])
 
 
@@ -360,9 +362,7 @@ class _Writing:
         return [self._reading, self._blank]
 
     def choose(self, allowed: Allowed, read: Sequence[Tensor]) -> None:
-        """Goes on with one of the allowed ids. read: the states after each of `readings`, which are read now."""
-        for reading in self.readings(allowed.kind):
-            reading.unread = []
+        """Goes on with one of the allowed ids. read: the state after each of `readings`."""
         sampler = self._sampler(allowed.kind)
         scores, *plain = (self.lm.scores(hidden, allowed) for hidden in read)
         if plain:

@@ -1,6 +1,7 @@
 """For everybody: axe's WCAG 2.1 AA rules in light and dark, the keyboard alone, the width of a phone."""
 
 import re
+from collections.abc import Iterator
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
@@ -55,15 +56,16 @@ def problems(page: Page, slug: str, rules: dict) -> list[str]:
 
 @pytest.fixture(scope="module")
 def light(open_page, app_server):
-    page = open_page(app_server.url)
-    page.emulate_media(reduced_motion="reduce")  # text that is just fading out has less contrast
-    yield page
-    page.close()
+    yield from still(open_page(app_server.url))
 
 
 @pytest.fixture(scope="module")
 def dark(open_page, app_server):
-    page = open_page(app_server.url, dark=True)
+    yield from still(open_page(app_server.url, dark=True))
+
+
+def still(page: Page) -> Iterator[Page]:
+    """The page without fades, since text that is just fading out has less contrast; closed afterwards."""
     page.emulate_media(reduced_motion="reduce")
     yield page
     page.close()

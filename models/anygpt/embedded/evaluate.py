@@ -151,20 +151,20 @@ def spoken(model: AnyGPT) -> dict[str, Any]:
         "espeak en-us": lambda: speech_data.espeak(SPOKEN, "en-us", 150, 50),
         "hibari, the own voice": lambda: speech_data.own_voice(SPOKEN),
     }
-    rows, replies = [], []
+    rows = []
     for voice, say in voices.items():
         sound = Audio(say(), 16_000)
         began = time.monotonic()
         parts = list(model.chat([[Part("speech", sound)]], tier.SETTINGS))
         seconds = time.monotonic() - began
-        row: dict[str, Any] = {"voice": voice, "kinds": [part.kind for part in parts], "seconds": round(seconds, 2)}
-        rows.append(row | {part.label: part.value for part in parts if part.label})
-        replies.append(parts)
-    for row, parts in zip(rows, replies, strict=True):  # afterwards, since Whisper leaves PyTorch one thread
+        kinds = [part.kind for part in parts]
+        row: dict[str, Any] = {"voice": voice, "kinds": kinds, "seconds": round(seconds, 2)}
+        row |= {part.label: part.value for part in parts if part.label}
         said = [part.value for part in parts if part.kind == "speech"]
         drawn = [part.value for part in parts if part.kind == "image"]
         row["spoken reply, as Whisper hears it"] = whisper(said[0]) if said else ""
         row["picture, of all things"] = judged(drawn[0], list(language.OBJECTS)) if drawn else ""
+        rows.append(row)
     whole = [{"text", "image", "music", "speech"} <= set(row["kinds"]) for row in rows]
     slowest = max(row["seconds"] for row in rows)
     return shares(rows, whole) | {"target": "all four in one reply, under 20 s", "slowest, s": slowest}

@@ -22,8 +22,11 @@ class Listener:
     def __init__(self) -> None:
         from faster_whisper import WhisperModel
 
+        from models.pdiff.threads import one_thread
+
         logging.getLogger("faster_whisper").setLevel(logging.ERROR)
-        self._whisper = WhisperModel(str(tiny_en()), device="cpu", compute_type="float32", cpu_threads=1)
+        with one_thread():  # it would leave PyTorch its one thread
+            self._whisper = WhisperModel(str(tiny_en()), device="cpu", compute_type="float32", cpu_threads=1)
 
     def words(self, audio: Audio) -> list[str]:
         """The words of a clip at 16 kHz, as `language.plain` has them; numbers are spelled out."""
